@@ -1,0 +1,28 @@
+"""OpenJEPA: self-supervised pretraining of image encoders by joint-embedding prediction (I-JEPA, arXiv 2301.08243).
+
+import openjepa
+
+openjepa.pretrain(data="photos", out="runs/photos", max_minutes=20)
+model = openjepa.load("runs/photos")
+features = model.target_encoder(model.preprocess("photo.jpg")).mean(dim=1)  # (1, D)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openjepa.apps.evaluate import evaluate
+    from openjepa.apps.pretrain import pretrain
+    from openjepa.hub import load
+    from openjepa.masks import Masks
+
+__all__ = ["Masks", "evaluate", "load", "pretrain"]
+
+_HOMES = {"Masks": "masks", "evaluate": "apps.evaluate", "load": "hub", "pretrain": "apps.pretrain"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `openjepa --help` must not wait for PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'openjepa' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"openjepa.{_HOMES[name]}"), name)

@@ -1,0 +1,93 @@
+"""Evaluation of a checkpoint as a whole: model and labelled data opened, then `openjepa.evals.run.evaluate`.
+
+openjepa.evaluate("runs/photos", train="labelled/train", test="labelled/test", baselines=True)
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from openjepa.data.dataset import ImageDataset
+from openjepa.data.preprocess import Preprocess
+from openjepa.data.sources import open_source
+from openjepa.errors import UserError
+from openjepa.evals import run
+from openjepa.hub import load
+from openjepa.methods.ijepa import build_ijepa
+from openjepa.runtime import available_cores
+
+PROTOCOLS = ("knn", "linear", "logistic")
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    train: str | Path,
+    test: str | Path,
+    target: str | None = None,
+    protocols: Sequence[str] = PROTOCOLS,
+    encoder: str = "target",
+    baselines: bool = False,
+    num_heads: int | None = None,
+    num_workers: int = 0,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Classify images by the frozen features of a checkpoint; print a table and return the result.
+
+    Args:
+        checkpoint: Run folder, checkpoint folder, or the authors' `.pth.tar`.
+        train: Labelled images to fit the classifiers on.
+        test: Labelled images with the same classes.
+        target: Column of a manifest that holds the label.
+        protocols: Any of `knn`, `linear` (BatchNorm + linear), `logistic`.
+        encoder: `target`, as the paper, or `context`.
+        baselines: Also the same encoder at random initialisation, and raw pixels.
+        num_heads: Attention heads, where the file does not say.
+        num_workers: Processes that decode images.
+        out: JSON file for the result.
+
+    Returns:
+        What is written to ``out``.
+
+    Raises:
+        UserError: A mistake in options, data or checkpoint; the message says what to do.
+    """
+    if encoder not in ("target", "context"):
+        raise UserError(f"--encoder {encoder!r}: expected target or context")
+    torch.set_num_threads(available_cores())
+    model = load(checkpoint, num_heads=num_heads)
+    preprocess = model.preprocess
+    assert isinstance(preprocess, Preprocess)
+    assert model.architecture is not None
+
+    def images(data: str | Path, split: str) -> ImageDataset:
+        source = open_source(data, split=split, target=target)
+        return ImageDataset(
+            source,
+            image_size=preprocess.image_size,
+            channels=preprocess.channels,
+            interpolation=preprocess.interpolation,
+        )
+
+    random_init = build_ijepa(model.architecture).target_encoder if baselines else None
+    result = run.evaluate(
+        model.target_encoder if encoder == "target" else model.context_encoder,
+        train=images(train, "train"),
+        test=images(test, "test"),
+        mean=preprocess.mean,
+        std=preprocess.std,
+        protocols=protocols,
+        random_init=random_init,
+        checkpoint=str(checkpoint),
+        encoder=encoder,
+        num_workers=num_workers,
+    )
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    Console().print(run.format_table(result))
+    return result

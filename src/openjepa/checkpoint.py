@@ -1,0 +1,209 @@
+"""Checkpoints that a kill, a full disk or a flipped bit can't spoil: safetensors and JSON, atomic, verified, no pickle.
+
+A checkpoint is a folder `step-000001000/` with `model.safetensors`, `optimizer.safetensors`,
+`state.json`, `config.yaml` and, written last, `manifest.json` with the SHA-256 of the others. It is
+written under a temporary name beside its place and renamed when complete.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from openjepa.errors import CheckpointError
+from openjepa.failpoint import failpoint
+
+SCHEMA = 1
+_MANIFEST = "manifest.json"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory."""
+
+    path: Path
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+    config: str
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    config: str,
+    keep: int,
+) -> Path:
+    """Write a checkpoint and remove the oldest verified ones beyond ``keep``.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        step: Optimiser steps done.
+        model: Tensors by name.
+        optimizer: Tensors by name.
+        state: What else a resumed run needs; plain JSON values.
+        config: The resolved configuration as YAML.
+        keep: Checkpoints kept, this one included.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: The disk is full; the earlier checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:09d}"
+    draft = folder / f".{final.name}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / "model.safetensors")
+        failpoint("save-model")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in optimizer.items()}, draft / "optimizer.safetensors"
+        )
+        (draft / "config.yaml").write_text(config, encoding="utf-8")
+        (draft / "state.json").write_text(json.dumps(dict(state), indent=1), encoding="utf-8")
+        digests = {file.name: _digest(file) for file in sorted(draft.iterdir())}
+        manifest = {"schema": SCHEMA, "step": step, "sha256": digests}
+        (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for file in draft.iterdir():
+            _sync(file)
+        _sync(draft)
+        failpoint("save-rename")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(draft, final)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        raise _disk_full(folder, model, optimizer) from error
+    except RuntimeError as error:  # safetensors reports a failed write as its own error
+        shutil.rmtree(draft, ignore_errors=True)
+        raise _disk_full(folder, model, optimizer) from error
+    for old in list_checkpoints(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoint folders, newest first."""
+    return sorted((path.parent for path in folder.glob(f"step-*/{_MANIFEST}")), reverse=True)
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies; a damaged one is reported loudly and the one before is tried.
+
+    Returns:
+        None when there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: There are checkpoints and none verifies.
+    """
+    paths = list_checkpoints(folder)
+    for path in paths:
+        try:
+            return load(path)
+        except CheckpointError as error:
+            _log.warning("skipping a damaged checkpoint: %s", error)
+    if paths:
+        raise CheckpointError(
+            f"{folder}: none of {len(paths)} checkpoints is whole; remove them or use another folder"
+        )
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint, verifying every byte.
+
+    Raises:
+        CheckpointError: Missing, truncated or altered files, a newer schema, or NaN weights.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["schema"] > SCHEMA:
+            raise CheckpointError(
+                f"{path}: written by a newer OpenJEPA (schema {manifest['schema']}): upgrade"
+            )
+        for name, digest in manifest["sha256"].items():
+            if _digest(path / name) != digest:
+                raise CheckpointError(f"{path / name}: damaged: its SHA-256 is not the one in {_MANIFEST}")
+        model = load_file(path / "model.safetensors")
+        checkpoint = Checkpoint(
+            path=path,
+            model=model,
+            optimizer=load_file(path / "optimizer.safetensors"),
+            state=json.loads((path / "state.json").read_text(encoding="utf-8")),
+            config=(path / "config.yaml").read_text(encoding="utf-8"),
+        )
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint: {error}") from None
+    broken = [name for name, tensor in model.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(f"{path}: NaN or infinite values in {', '.join(broken[:10])}")
+    return checkpoint
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Refuse to start where not even one checkpoint fits.
+
+    Raises:
+        CheckpointError: Less than ``num_bytes`` are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise CheckpointError(
+            f"{folder}: a checkpoint needs {num_bytes:,} bytes, {free:,} are free: free some or change --out"
+        )
+
+
+def _disk_full(folder: Path, *parts: Mapping[str, Tensor]) -> CheckpointError:
+    needed = sum(tensor.nbytes for part in parts for tensor in part.values())
+    free = shutil.disk_usage(folder).free
+    return CheckpointError(
+        f"{folder}: the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free. "
+        "Earlier checkpoints are untouched; free some space and go on with --resume"
+    )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return (
+            hashlib.file_digest(stream, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _slow(stream)
+        )
+
+
+def _slow(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file or folder survive a power cut (Windows can't open folders for this and needs not)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,107 @@
+"""The `openjepa` command: thin commands over the Python functions of the same names."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openjepa.errors import Preempted, UserError
+
+app = typer.Typer(
+    name="openjepa",
+    help="I-JEPA on your own images: pretrain an encoder, watch it learn, evaluate its features.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[
+    str, typer.Argument(help="Folder, list file, manifest, tar pattern, fashion-mnist or cifar10.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. optim.lr=1e-3.")
+]
+
+
+@app.callback()
+def _log_to_terminal() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("openjepa")
+    logger.setLevel(logging.INFO)
+    logger.handlers[:] = [handler]
+
+
+@app.command()
+def pretrain(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for everything that the run writes.")],
+    method: Annotated[str | None, typer.Option(help="Pretraining method (ijepa).")] = None,
+    preset: Annotated[
+        str, typer.Option(help="Settings to start from: auto, small, medium, standard, …")
+    ] = "auto",
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings on top of the preset.")] = None,
+    set: Set = None,
+    epochs: Annotated[float | None, typer.Option(help="Train for so many passes over the data …")] = None,
+    steps: Annotated[int | None, typer.Option(help="… or so many steps …")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="… or so many minutes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order, crops and masks.")] = None,
+    devices: Annotated[int | None, typer.Option(help="Processes, one a device.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels of the images.")] = None,
+    eval_train: Annotated[str | None, typer.Option(help="Labelled data for the k-NN that watches.")] = None,
+    eval_test: Annotated[str | None, typer.Option(help="Labelled data that it classifies.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    override: Annotated[bool, typer.Option("--override", help="Let it change settings.")] = False,
+    allow_data_change: Annotated[
+        bool, typer.Option("--allow-data-change", help="Let it change data.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is in --out.")] = False,
+) -> None:
+    """Pretrain an encoder on unlabelled images."""
+    from openjepa.apps.pretrain import pretrain as run  # heavy imports only when needed
+
+    run(
+        data=data, out=out, method=method, preset=preset, config=config, set=set or (), epochs=epochs, steps=steps,
+        max_minutes=max_minutes, seed=seed, devices=devices, channels=channels, eval_train=eval_train,
+        eval_test=eval_test, resume=resume, override=override, allow_data_change=allow_data_change,
+        overwrite=overwrite,
+    )  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Run folder, checkpoint folder or the authors' .pth.tar.")
+    ],
+    train: Annotated[str, typer.Option(help="Labelled data to fit the classifiers on.")],
+    test: Annotated[str, typer.Option(help="Labelled data to test them on.")],
+    target: Annotated[str | None, typer.Option(help="Column of a manifest that holds the label.")] = None,
+    protocols: Annotated[str, typer.Option(help="Any of knn,linear,logistic.")] = "knn,linear,logistic",
+    encoder: Annotated[str, typer.Option(help="target (as the paper) or context.")] = "target",
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also the same encoder at random init, and raw pixels.")
+    ] = False,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where the file does not say.")
+    ] = None,
+    num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+) -> None:
+    """Evaluate frozen features: k-NN, BatchNorm + linear, logistic regression."""
+    from openjepa.apps.evaluate import evaluate as run
+
+    run(
+        checkpoint, train=train, test=test, target=target, protocols=protocols.split(","), encoder=encoder,
+        baselines=baselines, num_heads=num_heads, num_workers=num_workers, out=out,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one message and an exit code, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (UserError, Preempted) as error:
+        typer.echo(f"openjepa: {error}", err=True)
+        sys.exit(error.exit_code)

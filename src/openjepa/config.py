@@ -1,0 +1,361 @@
+"""What a run is: every setting typed, documented, validated, and dumped beside every checkpoint.
+
+    config = load_config(preset="small", overrides=["optim.lr=1e-3", "data.batch_size=128"])
+
+A field's docstring gives its unit, range and source. Unknown keys are refused with a suggestion.
+`None` in a default means "resolved once from data, model or machine, then written down".
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from openjepa.errors import UserError
+
+Size = tuple[int, int]
+Range = tuple[float, float]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, assignments are checked."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Images: their size, crops and loading."""
+
+    image_size: Size = (32, 32)
+    """(height, width) in pixels that the encoder sees; one number means a square."""
+    channels: int = Field(3, ge=1)
+    """Channels of the images: 1 grey, 3 RGB, more for TIFF and .npy stacks."""
+    batch_size: int = Field(64, ge=1)
+    """Images a step, over all devices and accumulated parts."""
+    num_workers: int = Field(0, ge=0)
+    """Processes that decode; unused when the data set is cached in memory."""
+    cache: Literal["auto", "never"] = "auto"
+    """auto: images of one shape that fit in `cache_bytes` are decoded once and kept in memory."""
+    cache_bytes: int = Field(2 * 2**30, ge=0)
+    """Most memory, in bytes, that cached images may take."""
+    crop_scale: Range = (0.3, 1.0)
+    """Area of the random crop as a fraction of the image (authors' code: 0.3 to 1)."""
+    crop_aspect: Range = (3 / 4, 4 / 3)
+    """Aspect ratio, width over height, of the random crop."""
+    flip: bool = True
+    """Mirror half of the images. The paper does not."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter of every resize, antialiased when shrinking."""
+    normalize: Literal["imagenet", "auto"] = "imagenet"
+    """Mean and std of the channels: ImageNet's, or measured on a sample of the data."""
+    mean: tuple[float, ...] | None = None
+    """Channel means in [0, 1]; resolved from `normalize`."""
+    std: tuple[float, ...] | None = None
+    """Channel standard deviations in [0, 1]; resolved from `normalize`."""
+    min_side: int = Field(2, ge=1)
+    """Images with a shorter side, in pixels, are skipped and counted."""
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """The run stops when more than this fraction of the images is unreadable (looked at after 100 images)."""
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, (int, str)) else value
+
+
+class ModelConfig(Section):
+    """The encoder and the predictor."""
+
+    name: str = "vit_nano"
+    """A size of `openjepa.models.vit.SIZES`; the fields below override parts of it."""
+    patch_size: Size = (4, 4)
+    """(height, width) of a patch in pixels; one number means a square. Must divide the image size."""
+    embed_dim: int | None = Field(None, ge=4)
+    """Width of the encoder."""
+    depth: int | None = Field(None, ge=1)
+    """Blocks of the encoder."""
+    num_heads: int | None = Field(None, ge=1)
+    """Attention heads of the encoder; must divide its width."""
+    mlp_ratio: float | None = Field(None, gt=0)
+    """Hidden width of the MLPs over the width."""
+    predictor_dim: int | None = Field(None, ge=4)
+    """Width of the predictor."""
+    predictor_depth: int | None = Field(None, ge=1)
+    """Blocks of the predictor."""
+    predictor_heads: int | None = Field(None, ge=1)
+    """Attention heads of the predictor; by default the encoder's."""
+
+    @field_validator("patch_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, (int, str)) else value
+
+
+class MasksConfig(Section):
+    """Which patches are context and which are targets; settings are those of the sampler named."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "multiblock"
+    """A sampler of `openjepa.masks`: multiblock, reference, rasterized, block or random."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings for the sampler, without its name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ObjectiveConfig(Section):
+    """What is compared, and how."""
+
+    loss: Literal["mse", "smooth_l1"] = "smooth_l1"
+    """Mean over all elements of the squared error (paper) or of smooth L1 with β = 1 (authors' code)."""
+    normalize_targets: bool = True
+    """One more LayerNorm, without parameters, on the targets (authors' code)."""
+
+
+class EmaConfig(Section):
+    """The target encoder's moving average: momentum goes linearly from start to end."""
+
+    start: float = Field(0.996, ge=0, le=1)
+    """Momentum at the start of the run (paper: 0.996)."""
+    end: float = Field(0.9999, ge=0, le=1)
+    """Momentum at its end (paper: 1.0; on short runs features decay when the target stops)."""
+
+
+class OptimConfig(Section):
+    """AdamW and its schedules. Biases and 1-D parameters are not decayed."""
+
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate."""
+    start_lr: float = Field(2e-4, ge=0)
+    """Learning rate at the start of the warm-up."""
+    final_lr: float = Field(1e-6, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Warm-up as a fraction of the run."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Weight decay at the start."""
+    final_weight_decay: float = Field(0.05, ge=0)
+    """Weight decay at the end, along a half cosine (paper: 0.04 to 0.4)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient of all parameters; null for no clipping (paper)."""
+    accumulate: int = Field(1, ge=1)
+    """Parts a global batch is cut into, one after the other, to save memory."""
+
+
+class BudgetConfig(Section):
+    """How long to train; exactly one of the three."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Minutes of training; the schedules follow the time used."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "BudgetConfig":
+        given = {name: value for name, value in self if value is not None}
+        if len(given) > 1:
+            raise ValueError(f"give one of steps, epochs and max_minutes, got {given}")
+        return self
+
+
+class RuntimeConfig(Section):
+    """The machine: what is null is chosen by measurement once, and reused on resume."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    devices: int = Field(1, ge=1)
+    """Number of processes, one a device."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the networks; weights stay float32. auto: bfloat16 where it is measured faster."""
+    attention: Literal["auto", "matmul", "fused"] = "auto"
+    """How attention is computed; auto: the faster of the two at this run's shapes."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of a process; null: all cores."""
+
+
+class LogConfig(Section):
+    """What is written while training."""
+
+    every_steps: int = Field(20, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    health_every_steps: int = Field(500, ge=1)
+    """Steps between health checks."""
+    tensorboard: bool = True
+    """Write TensorBoard events beside metrics.jsonl."""
+
+
+class CheckpointConfig(Section):
+    """When the state of the run is saved."""
+
+    every_steps: int = Field(1000, ge=1)
+    """Steps between checkpoints."""
+    every_minutes: float = Field(10.0, gt=0)
+    """Minutes between checkpoints, whichever comes first."""
+    keep: int = Field(2, ge=1)
+    """Verified checkpoints kept."""
+
+
+class Config(Section):
+    """Everything that defines a run."""
+
+    preset: str = "small"
+    """The preset that the run started from."""
+    method: Literal["ijepa"] = "ijepa"
+    """Pretraining method."""
+    seed: int = 0
+    """Seed of the weights, the order of samples, crops and masks."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    masks: MasksConfig = MasksConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    ema: EmaConfig = EmaConfig()
+    optim: OptimConfig = OptimConfig()
+    budget: BudgetConfig = BudgetConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> "Config":
+        for axis, image, patch in zip(
+            ("height", "width"), self.data.image_size, self.model.patch_size, strict=True
+        ):
+            if patch < 1 or image < patch or image % patch:
+                divisors = [size for size in range(1, image + 1) if image % size == 0]
+                nearest = min(divisors, key=lambda size: abs(size - patch), default=1)
+                raise ValueError(
+                    f"model.patch_size: {patch} does not divide data.image_size {image} ({axis}); "
+                    f"nearest that does: {nearest}, or data.image_size={max(1, round(image / max(patch, 1))) * patch}"
+                )
+        if self.data.batch_size % (self.optim.accumulate * self.runtime.devices):
+            raise ValueError(
+                f"data.batch_size: {self.data.batch_size} is not a multiple of runtime.devices × optim.accumulate = "
+                f"{self.runtime.devices} × {self.optim.accumulate}"
+            )
+        for name, (low, high) in (
+            ("crop_scale", self.data.crop_scale),
+            ("crop_aspect", self.data.crop_aspect),
+        ):
+            if not 0 < low <= high:
+                raise ValueError(
+                    f"data.{name}: ({low}, {high}) is not a range of positive numbers, low first"
+                )
+        return self
+
+
+def load_config(
+    base: Mapping[str, Any],
+    *,
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    changes: Mapping[str, Any] | None = None,
+) -> Config:
+    """Put a configuration together: base, then the file, then ``KEY=VALUE`` overrides, then changes by dotted key.
+
+    Args:
+        base: Nested settings to start from: a preset, or a saved configuration.
+        file: YAML file with nested or dotted keys.
+        overrides: Texts such as ``optim.lr=1e-3``; the value is read as YAML.
+        changes: Dotted keys and values, from options of the command line.
+
+    Raises:
+        UserError: A file that can't be read, an unknown key (with a suggestion), a wrong type or value.
+    """
+    tree = _copy(base)
+    layers: list[tuple[str, Any]] = []
+    if file is not None:
+        layers += _flatten(read_yaml(file))
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text!r}: expected KEY=VALUE, for example --set optim.lr=1e-3")
+        layers.append((key.strip(), yaml.safe_load(value)))
+    layers += (changes or {}).items()
+    for key, value in layers:
+        set_key(tree, key, value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file holding a mapping.
+
+    Raises:
+        UserError: It can't be read, is not YAML, or is not a mapping.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: can't be read as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {path}: expected a mapping of keys, got {type(tree).__name__}")
+    return tree
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested settings, refusing keys that the configuration does not have.
+
+    Raises:
+        UserError: An unknown key, with the nearest known ones.
+    """
+    known = known_keys()
+    section, _, _ = key.partition(".")
+    if key not in known and not (section == "masks" and key.count(".") == 1):
+        close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        hint = ", ".join(dict.fromkeys(leaf + close)) or "see docs/configuration.md"
+        raise UserError(f"unknown key {key!r}: did you mean {hint}?")
+    *parents, name = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[name] = value
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the configuration (the settings of a mask sampler come on top)."""
+    return [key for key, _ in _flatten(Config().model_dump(mode="json"))]
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with the old and the new value."""
+    before, after = (dict(_flatten(config.model_dump(mode="json"))) for config in (old, new))
+    keys = dict.fromkeys([*before, *after])
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        pairs += _flatten(value, f"{key}.") if isinstance(value, Mapping) else [(key, value)]
+    return pairs
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _explain(error: ValidationError) -> str:
+    """One line a fault: dotted key, what was got, what is allowed."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        value = f", got {fault['input']!r}" if key and not isinstance(fault["input"], dict) else ""
+        lines.append(f"{key}: {message}{value}" if key else message)
+    return "\n".join(lines)

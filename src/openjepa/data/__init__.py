@@ -1,0 +1,1 @@
+"""Data: where encoded images lie (`sources`), how they become pixels (`decode`), and batches of them."""

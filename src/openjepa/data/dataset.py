@@ -1,0 +1,232 @@
+"""Batches of views, each a pure function of what is asked: no generator, no order of calls, no state.
+
+Small data sets whose images share one shape are decoded once, into memory; all others are decoded as
+they are asked for, in the loader's workers. Both give the same batches to the last bit.
+
+Bad images are skipped: in training another, drawn from the seed, takes the place of one, so that
+positions keep their meaning; in evaluation they are left out.
+"""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from openjepa.data.bad_files import BadFile, count_kinds
+from openjepa.data.decode import BadImage, decode
+from openjepa.data.sources import Source
+from openjepa.data.views import Images, Interpolation, centre_box, coin_flips, crop_boxes, resize
+from openjepa.errors import DataError
+from openjepa.rng import uniform
+
+_SUBSTITUTES = 20  # images tried in the place of a bad one; where half of all are bad, 1 in 10^6 finds none
+_DECODED_TOGETHER = 256  # images, a task of the threads that fill the cache
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of B samples.
+
+    Attributes:
+        images: (B, C, h, w) uint8.
+        samples: (B,) int64, the samples asked for; crops and masks are functions of them.
+        epochs: (B,) int64, the epoch of each (0 in evaluation).
+        labels: (B,) int64, the classes of the images shown, -1 unknown; None where the source has none.
+        bad: The images that were met and skipped.
+    """
+
+    images: Tensor
+    samples: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+    bad: tuple[BadFile, ...] = ()
+
+
+class ImageDataset:
+    """The images of a source as batches of training or evaluation views.
+
+    Args:
+        source: Where the images come from.
+        image_size: (h, w) of the views in pixels.
+        channels: C, of the views.
+        crop_scale: Area of the random crop, as a fraction of the image's.
+        crop_aspect: Width over height of the random crop.
+        flip: Mirror half of the training views.
+        interpolation: Filter of the resize.
+        min_side: Least side of an image in pixels; smaller ones are bad.
+        cache: "auto" decodes once, now, if all images share a shape and fit; "never" as they are asked for.
+        cache_bytes: Most memory the decoded images may take.
+
+    Attributes:
+        images: (N, H, W, C) uint8 when cached (rows of bad images are 0), else None.
+        labels: (N,) int64, -1 unknown; None where the source has none.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        image_size: tuple[int, int],
+        channels: int = 3,
+        crop_scale: tuple[float, float] = (0.3, 1.0),
+        crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = False,
+        interpolation: Interpolation = "bilinear",
+        min_side: int = 2,
+        cache: Literal["auto", "never"] = "auto",
+        cache_bytes: int = 2 * 2**30,
+    ) -> None:
+        self.source = source
+        self.labels = source.labels
+        self.image_size = image_size
+        self.channels = channels
+        self.crop_scale = crop_scale
+        self.crop_aspect = crop_aspect
+        self.flip = flip
+        self.interpolation = interpolation
+        self.min_side = min_side
+        self.images: Images | None = None
+        self._bad: dict[int, str] = {}  # of the cached images: index -> reason
+        if cache == "auto":
+            self._fill_cache(cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, samples: ArrayLike, epochs: ArrayLike, seed: int) -> Batch:
+        """Training views: random crops, mirrored or not, each a pure function of (seed, epoch, sample).
+
+        Args:
+            samples: (B,) indices into the source.
+            epochs: The epoch of each, (B,) or one for all.
+            seed: The run's seed.
+
+        Raises:
+            DataError: A bad image for which no substitute was found.
+        """
+        samples, epochs = np.broadcast_arrays(np.asarray(samples, np.int64), np.asarray(epochs, np.int64))
+        bad: list[BadFile] = []
+        pairs = zip(samples.tolist(), epochs.tolist(), strict=True)
+        shown = [self._find(sample, epoch, seed, bad) for sample, epoch in pairs]
+        images = [image for _, image in shown]
+        boxes = crop_boxes(
+            seed,
+            epochs=epochs,
+            samples=samples,
+            heights=[len(image) for image in images],
+            widths=[image.shape[1] for image in images],
+            scale=self.crop_scale,
+            aspect=self.crop_aspect,
+        )
+        flips = coin_flips(seed, epochs=epochs, samples=samples) & self.flip
+        return self._make(images, boxes, flips, samples, epochs, [index for index, _ in shown], bad)
+
+    def evaluation_batch(self, samples: ArrayLike) -> Batch:
+        """Evaluation views, centre crops, of the samples (B,) that can be read: bad ones are left out."""
+        good, images, bad = [], [], []
+        for index in np.asarray(samples, np.int64).tolist():
+            try:
+                images.append(self._read(index))
+                good.append(index)
+            except BadImage as error:
+                bad.append(BadFile(self.source.path(index), str(error)))
+        boxes = [centre_box(image.shape[0], image.shape[1], self.image_size) for image in images]
+        return self._make(
+            images,
+            np.asarray(boxes, np.int64).reshape(-1, 4),
+            np.zeros(len(good), bool),
+            np.asarray(good, np.int64),
+            np.zeros(len(good), np.int64),
+            good,
+            bad,
+        )
+
+    def _make(
+        self,
+        images: list[Images],
+        boxes: NDArray[np.int64],
+        flips: NDArray[np.bool_],
+        samples: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        shown: list[int],
+        bad: list[BadFile],
+    ) -> Batch:
+        views = np.zeros((0, *self.image_size, self.channels), np.uint8)
+        if images:
+            views = resize(images, boxes, flips, self.image_size, self.interpolation)
+        planes = np.ascontiguousarray(views.transpose(0, 3, 1, 2))  # (B, h, w, C) -> (B, C, h, w)
+        labels = None if self.labels is None else self.labels[np.asarray(shown, np.int64)]
+        return Batch(torch.from_numpy(planes), samples, epochs, labels, tuple(bad))
+
+    def _read(self, index: int) -> Images:
+        """The pixels (H, W, C) of an image, or BadImage."""
+        if index in self._bad:
+            raise BadImage(self._bad[index])
+        if self.images is not None:
+            return self.images[index]
+        return decode(self.source.read(index), channels=self.channels, min_side=self.min_side)
+
+    def _find(self, sample: int, epoch: int, seed: int, bad: list[BadFile]) -> tuple[int, Images]:
+        """The sample's index and pixels, or those of the first good substitute; adds to ``bad``."""
+        found: list[BadFile] = []
+        index = sample
+        for attempt in range(1 + _SUBSTITUTES):
+            if attempt:
+                draw = uniform(seed, "substitute", epoch, sample, attempt, num=1).item()
+                index = int(draw * len(self))
+            try:
+                image = self._read(index)
+            except BadImage as error:
+                found.append(BadFile(self.source.path(index), str(error)))
+            else:
+                bad += found
+                return index, image
+        raise DataError(
+            f"{self.source.name}: {len(found)} images drawn and none can be used: "
+            f"{count_kinds(Counter(file.kind for file in found))}. The first was {found[0].path}. "
+            "Repair or remove the bad images, or give other data."
+        )
+
+    def _fill_cache(self, cache_bytes: int) -> None:
+        """Decode all images into one array if they share a shape and fit; otherwise leave no trace."""
+        shape = self._first_shape()
+        if shape is None or len(self) * int(np.prod(shape)) > cache_bytes:
+            return
+        images = np.zeros((len(self), *shape), np.uint8)
+
+        def decode_from(start: int) -> dict[int, str] | None:
+            """Decode a stretch; the bad ones with their reasons, or None at an image of another shape."""
+            bad = {}
+            for index in range(start, min(start + _DECODED_TOGETHER, len(self))):
+                try:
+                    image = self._read(index)
+                except BadImage as error:
+                    bad[index] = str(error)
+                else:
+                    if image.shape != shape:
+                        return None
+                    images[index] = image
+            return bad
+
+        bad: dict[int, str] = {}
+        with ThreadPoolExecutor() as pool:  # Pillow and zlib decode without the interpreter's lock
+            for found in pool.map(decode_from, range(0, len(self), _DECODED_TOGETHER)):
+                if found is None:
+                    pool.shutdown(cancel_futures=True)
+                    return
+                bad |= found
+        self.images, self._bad = images, bad
+
+    def _first_shape(self) -> tuple[int, ...] | None:
+        """Shape of the first good image, None where the first hundred are bad."""
+        for index in range(min(100, len(self))):
+            try:
+                return self._read(index).shape
+            except BadImage:
+                continue
+        return None

@@ -1,0 +1,124 @@
+"""Images as files in a folder nested to any depth; the class of an image is its first-level subfolder."""
+
+import logging
+import os
+import stat
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.data.decode import BadImage
+from openjepa.data.listing import ACCEPTED, IMAGE_SUFFIXES, Names, index_labels, printable, suffix_of
+from openjepa.errors import DataError
+
+_log = logging.getLogger(__name__)
+ARCHIVES = frozenset(b".7z .bz2 .gz .rar .tar .tgz .xz .zip .zst".split())
+"""What may hold images but is not looked into when it lies in a folder."""
+GONE = -1
+"""The size of a file that is listed but not there."""
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """Image files below one root; the `Source` protocol, and which folders could not be read."""
+
+    name: str
+    root: str
+    names: Names
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    fingerprint: str
+    problems: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> bytes:
+        """The file's bytes. Raises BadImage when it cannot be read."""
+        try:
+            with open(os.path.join(os.fsencode(self.root), self.names[index]), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror}") from error
+
+    def path(self, index: int) -> str:
+        """The file's absolute path, printable."""
+        return printable(os.path.join(os.fsencode(self.root), self.names[index]))
+
+
+def open_folder(folder: str, *, name: str) -> FileSource:
+    """List a folder's images, in the order of their paths' bytes.
+
+    Hidden files and folders are left out; links are followed, each real folder once, so that a loop
+    ends. A subfolder that cannot be read is logged and listed in `problems`.
+
+    Raises:
+        DataError: The folder is missing, unreadable, or holds no image.
+    """
+    root = os.path.abspath(folder)
+    top = os.fsencode(root)
+    names, sizes, problems, archives = Names(), array("q"), [], Names()
+    visited: set[bytes] = set()
+    pending = [(b"", 0)]  # names still to come, the next one last; a folder's ends in "/"
+    while pending:
+        entry, size = pending.pop()
+        if entry and not entry.endswith(b"/"):
+            if suffix_of(entry) in IMAGE_SUFFIXES:
+                names.append(entry)
+                sizes.append(size)
+            else:
+                archives.append(entry)
+            continue
+        real = os.path.realpath(os.path.join(top, entry))
+        if real in visited:
+            continue
+        visited.add(real)
+        try:
+            pending += _list(top, entry)
+        except OSError as error:
+            if not entry:
+                raise DataError(f"{printable(root)}: the folder cannot be read: {error.strerror}.") from error
+            problems.append((printable(os.path.join(top, entry)), f"cannot be read: {error.strerror}"))
+            _log.warning("%s: left out, %s", *problems[-1])
+    if not len(names):
+        raise DataError(_no_images(root, archives))
+    labels, classes = index_labels(
+        entry.partition(b"/")[0].decode("utf-8", "surrogateescape") if b"/" in entry else None
+        for entry in names
+    )
+    return FileSource(name, root, names, labels, classes, names.digest(sizes), tuple(problems))
+
+
+def _list(top: bytes, folder: bytes) -> list[tuple[bytes, int]]:
+    """A folder's subfolders, images and archives with their sizes in bytes, in reverse order.
+
+    Sorting a subfolder as its name + "/" makes a walk that enters it in its turn come upon the
+    files in the order of their whole paths, with no sort of the whole.
+    """
+    found = []
+    with os.scandir(os.path.join(top, folder)) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            suffix = suffix_of(entry.name)
+            wanted = suffix in IMAGE_SUFFIXES or suffix in ARCHIVES
+            try:
+                if entry.is_dir():
+                    found.append((folder + entry.name + b"/", 0))
+                elif wanted and stat.S_ISREG((status := entry.stat()).st_mode):
+                    found.append((folder + entry.name, status.st_size))
+            except OSError:  # a link to nothing, to itself, or to where we may not go
+                found.append((folder + entry.name + (b"" if wanted else b"/"), GONE))
+    return sorted(found, reverse=True)
+
+
+def _no_images(root: str, archives: Names) -> str:
+    message = f"{printable(root)}: no images in this folder; files ending in {ACCEPTED} are read."
+    if len(archives):
+        message += (
+            f" It holds only archives ({printable(archives[0])}, {len(archives)} in all): unpack them,"
+            " or give uncompressed tars directly, as FILE.tar or 'shards-{000..015}.tar'."
+        )
+    return message

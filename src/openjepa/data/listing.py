@@ -1,0 +1,107 @@
+"""What all sources share: which files count, a compact table of their names, labels, the fingerprint.
+
+A name is the file's path below the source's root, as the bytes on the disk with "/" between
+folders. Bytes rather than text, because a file name need not be valid text, and because their
+order is the same on every machine.
+"""
+
+import hashlib
+import math
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGE_SUFFIXES = frozenset(
+    b".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .npy .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
+ACCEPTED = " ".join(sorted(suffix.decode() for suffix in IMAGE_SUFFIXES))
+LABEL_COLUMNS = ("label", "class", "target", "cls")
+"""Columns of a manifest, or members of a WebDataset sample, taken for the label when none is named."""
+
+# What would break a line of a log or a terminal: control characters, line separators, and the
+# surrogates that stand for bytes which are no UTF-8 (no encoder accepts those).
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def suffix_of(name: bytes) -> bytes:
+    """The last extension of a name, lower case with its dot (b"" when there is none)."""
+    _, dot, suffix = name.rpartition(b".")
+    return (dot + suffix).lower() if dot else b""
+
+
+def printable(name: str | bytes) -> str:
+    """A name as one line that any log, terminal, JSON or parquet file can hold."""
+    text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+class Names:
+    """A growing table of names: their bytes end to end, and where each one ends.
+
+    A name costs its length + 8 bytes, against about 100 more as a Python object, and reading one
+    touches no reference count, so forked workers share the pages (pytorch #13246).
+    """
+
+    def __init__(self, names: Iterable[bytes] = ()) -> None:
+        self._text = bytearray()
+        self._ends = array("q", [0])
+        for name in names:
+            self.append(name)
+
+    def append(self, name: bytes) -> None:
+        """Add a name at the end."""
+        self._text += name
+        self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(f"name {index} of {len(self)}")
+        return bytes(self._text[self._ends[index] : self._ends[index + 1]])
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[index] for index in range(len(self)))
+
+    def digest(self, sizes: "array[int]") -> str:
+        """The fingerprint of a source: SHA-256 of the names and the files' sizes in bytes, in order."""
+        numbers = [np.asarray(column, dtype="<i8").tobytes() for column in (self._ends, sizes)]
+        return hashlib.sha256(b"".join([*numbers, self._text])).hexdigest()
+
+
+def label_text(value: object) -> str | None:
+    """A label as the name of a class; None (unknown) for null, NaN, "", -1 and whole lists or objects."""
+    if value is None or isinstance(value, (list, dict)):
+        return None
+    if isinstance(value, float):  # as whole numbers are stored in a column with gaps
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    text = str(value).strip()
+    return None if text in ("", "-1") else text
+
+
+def index_labels(values: Iterable[str | None]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Number the classes in sorted order; by value where all of them are whole numbers.
+
+    Args:
+        values: The class of each sample, None where it is unknown.
+
+    Returns:
+        The number of each sample's class, (N,) int64 with -1 for unknown, and the N classes' names;
+        None and () when every class is unknown.
+    """
+    found: dict[str, int] = {}
+    codes = array("q", (-1 if value is None else found.setdefault(value, len(found)) for value in values))
+    if not found:
+        return None, ()
+    numeric = all(value.isascii() and value.isdigit() for value in found)
+    order = sorted(found, key=lambda value: (int(value) if numeric else 0, value))
+    rank = np.full(len(found) + 1, -1, dtype=np.int64)  # its last element is what code -1 selects
+    for place, value in enumerate(order):
+        rank[found[value]] = place
+    return rank[np.asarray(codes)], tuple(printable(value) for value in order)

@@ -1,0 +1,120 @@
+"""Features of frozen encoders: what every protocol is given, computed once for all of them.
+
+"For downstream use, the target encoder, average-pooled over patches" (I-JEPA, arXiv 2301.08243, section 3).
+An evaluator sees a callable, never a trainer or a model class:
+
+    features = embed(model.target_encoder, batches, mean=mean, std=std)     # (N, D)
+
+Shapes: B images of a batch, N images of a data set, P patches, D width, C channels.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from openjepa.data.preprocess import normalise
+from openjepa.errors import CheckpointError
+
+Encoder = Callable[[Tensor], Tensor]
+"""Normalised images (B, C, H, W) float32 -> patch representations (B, P, D), in evaluation mode."""
+
+Featuriser = Callable[[Tensor], Tensor]
+"""Normalised images (B, C, H, W) float32 -> one vector an image (B, D)."""
+
+RAW_SIDE = 32
+"""Raw-pixel features of larger images are first averaged down to this many rows and columns: linear models on
+224 x 224 x 3 = 150,528 pixels would be slow, and would fit noise rather than say more about the images."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a protocol found on the test images.
+
+    Attributes:
+        top1: Fraction of the test images that were classified correctly, in [0, 1].
+        predictions: Predicted class of each test image, (num_test,) int64.
+        settings: What the protocol was run with and what it chose, for the result file.
+    """
+
+    top1: float
+    predictions: Tensor
+    settings: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Fraction of predictions that equal the labels, both (N,) int64."""
+    return (predictions == labels).double().mean().item()
+
+
+def pooled(encode: Encoder) -> Featuriser:
+    """The mean over patches of the encoder's output, (B, P, D) -> (B, D)."""
+    return lambda images: encode(images).float().mean(dim=1)
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """The pixels themselves, (B, C, H, W) -> (B, C * h * w) with h = min(H, 32) and w = min(W, 32)."""
+    height, width = images.shape[-2:]
+    return F.adaptive_avg_pool2d(images, (min(height, RAW_SIDE), min(width, RAW_SIDE))).flatten(1)
+
+
+@torch.no_grad()
+def extract(
+    featurisers: Mapping[str, Featuriser],
+    *,
+    batches: Iterable[Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str | torch.device = "cpu",
+) -> dict[str, Tensor]:
+    """Several kinds of features in one pass over the images, so that each image is decoded once.
+
+    Args:
+        featurisers: Functions of normalised images, under the names that errors and the result use.
+        batches: Image batches (B, C, H, W) uint8.
+        mean: Mean of each channel, in [0, 1]; the preprocessing that the checkpoint holds.
+        std: Standard deviation of each channel, in [0, 1].
+        device: Where the featurisers run.
+
+    Returns:
+        For each name the features (N, D) float32 on the CPU, in the order of the batches.
+
+    Raises:
+        CheckpointError: Features are NaN or infinite.
+    """
+    parts: dict[str, list[Tensor]] = {name: [] for name in featurisers}
+    for images in batches:
+        inputs = normalise(images.to(device), mean=mean, std=std)
+        for name, featurise in featurisers.items():
+            features = featurise(inputs).float().cpu()
+            if not (finite := features.isfinite().all(dim=1)).all():
+                raise CheckpointError(
+                    f"the features of {name} are NaN or infinite for {int((~finite).sum())} of {len(finite)} images "
+                    f"of a batch; they must be finite: check the checkpoint's weights and its mean {list(mean)} and "
+                    f"std {list(std)}, or evaluate an earlier checkpoint"
+                )
+            parts[name].append(features)
+    return {name: torch.cat(batch) for name, batch in parts.items()}
+
+
+def embed(
+    encode: Encoder,
+    batches: Iterable[Tensor],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """One vector an image: the mean over patches of the encoder's output. Arguments as in ``extract``.
+
+    Returns:
+        Features (N, D) float32 on the CPU.
+
+    Raises:
+        CheckpointError: Features are NaN or infinite.
+    """
+    return extract({"the encoder": pooled(encode)}, batches=batches, mean=mean, std=std, device=device)[
+        "the encoder"
+    ]

@@ -1,0 +1,1 @@
+"""Checkpoint formats of others: pure maps between their names and ours."""

@@ -1,0 +1,104 @@
+"""`openjepa.load`: a checkpoint of any kind becomes a model that knows how its images are prepared."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from openjepa import checkpoint
+from openjepa.config import Config, load_config
+from openjepa.data.preprocess import Preprocess
+from openjepa.errors import CheckpointError
+from openjepa.formats.reference import read_reference
+from openjepa.methods.ijepa import IJEPA, build_ijepa
+from openjepa.models.architecture import Architecture, architecture_of
+
+
+def load(source: str | Path, num_heads: int | None = None) -> IJEPA:
+    """Load a model: float32, on the CPU, in eval mode; gradients on but for the target encoder.
+
+    Args:
+        source: A run folder (its newest whole checkpoint), a checkpoint folder, or the authors' `.pth.tar`.
+        num_heads: Attention heads, where the file does not say and the width was never published.
+
+    Returns:
+        The model; ``model.preprocess`` prepares an image as in pretraining.
+
+    Raises:
+        CheckpointError: Missing or damaged files, another architecture, or unknown heads.
+    """
+    path = Path(source).expanduser()
+    if path.name.endswith((".pth.tar", ".pth", ".pt")):
+        architecture, state = read_reference(path, num_heads=num_heads)
+        model = build_ijepa(architecture, loss="smooth_l1", normalize_targets=True)
+        model.preprocess = Preprocess.imagenet(architecture.image_size, architecture.in_channels)
+        load_weights(model, state, path)
+        return model.eval()
+    saved = open_checkpoint(path)
+    config = load_config(yaml.safe_load(saved.config))
+    if num_heads is not None and num_heads != architecture_of(config).num_heads:
+        raise CheckpointError(
+            f"{saved.path}: recorded with {architecture_of(config).num_heads} heads, --num-heads says {num_heads}"
+        )
+    model = model_of(config)
+    load_weights(model, saved.model, saved.path)
+    return model.eval()
+
+
+def open_checkpoint(path: Path) -> checkpoint.Checkpoint:
+    """The checkpoint at a run folder or a checkpoint folder.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    if (path / "manifest.json").is_file():
+        return checkpoint.load(path)
+    saved = checkpoint.load_latest(path / "checkpoints")
+    if saved is None:
+        what = "no checkpoint in it" if path.exists() else "no such file or folder"
+        raise CheckpointError(
+            f"{path.absolute()}: {what}; expected a run folder, a checkpoint folder or a .pth.tar"
+        )
+    return saved
+
+
+def model_of(config: Config) -> IJEPA:
+    """A new model as the configuration says, its weights drawn from the run's seed."""
+    objective = config.objective
+    model = build_ijepa(
+        architecture_of(config),
+        loss=objective.loss,
+        normalize_targets=objective.normalize_targets,
+        seed=config.seed,
+    )
+    model.preprocess = Preprocess.of(config.data)
+    return model
+
+
+def load_weights(model: torch.nn.Module, state: dict[str, Tensor], where: Path) -> None:
+    """Copy tensors into a model, strictly.
+
+    Raises:
+        CheckpointError: Missing, unexpected or differently shaped tensors, listed with both shapes.
+    """
+    ours = model.state_dict()
+    missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    wrong = [
+        f"  {name}: expected {tuple(ours[name].shape)}, found {tuple(state[name].shape)}"
+        for name in ours
+        if name in state and ours[name].shape != state[name].shape
+    ]
+    if missing or extra or wrong:
+        lines = [f"{where}: its tensors are not those of this architecture"]
+        lines += [f"  missing: {', '.join(missing[:10])}"] * bool(missing)
+        lines += [f"  unexpected: {', '.join(extra[:10])}"] * bool(extra)
+        raise CheckpointError("\n".join(lines + wrong[:10]))
+    model.load_state_dict(state)
+
+
+def describe(model: IJEPA, architecture: Architecture) -> dict[str, Any]:
+    """Sizes and parameter counts of a model, for logs."""
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    return {**architecture.as_dict(), "parameters": count}

@@ -1,0 +1,1 @@
+"""Networks: the Vision Transformer encoder, the predictor, and their position embeddings."""

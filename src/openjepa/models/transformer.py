@@ -1,0 +1,101 @@
+"""The pre-norm transformer block shared by encoder and predictor, and its two attention paths.
+
+Shapes: B batch, n tokens, D width, H heads, d = D / H.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYER_NORM_EPS = 1e-6
+AttentionPath = Literal["matmul", "fused"]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; ``num_queries`` limits the output to the last tokens.
+
+    Two paths compute the same thing: ``fused`` is PyTorch's ``scaled_dot_product_attention``,
+    best on GPUs and long sequences; ``matmul`` writes out the two products and the softmax,
+    which on CPUs is several times faster backward at the 10-200 tokens met here. Which one a
+    run uses is measured once by `openjepa.runtime` and set with `set_attention_path`.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.path: AttentionPath = "fused"
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """Attend. (B, n, D) -> (B, n, D), or (B, num_queries, D) for the last tokens only."""
+        batch, num_tokens, dim = x.shape
+        shape = (batch, -1, self.num_heads, dim // self.num_heads)
+        if num_queries is None or num_queries == num_tokens:
+            q, k, v = self.qkv(x).reshape(batch, num_tokens, 3, *shape[2:]).permute(2, 0, 3, 1, 4)
+        else:  # keys and values of all tokens, queries of the last ones: a third less of the projection
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x[:, -num_queries:], weight[:dim], bias[:dim]).reshape(shape).transpose(1, 2)
+            k, v = F.linear(x, weight[dim:], bias[dim:]).reshape(batch, num_tokens, 2, *shape[2:]).permute(2, 0, 3, 1, 4)
+        if self.path == "fused":
+            out = F.scaled_dot_product_attention(q, k, v)  # (B, H, n, d)
+        else:
+            scale = q.shape[-1] ** -0.5
+            out = ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        return self.proj(out.transpose(1, 2).reshape(batch, -1, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, D) -> (B, n, D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, num_outputs: int | None = None) -> Tensor:
+        """(B, n, D) -> (B, n, D); with ``num_outputs``, only the last tokens are computed and returned."""
+        residual = x if num_outputs is None else x[:, -num_outputs:]
+        x = residual + self.attn(self.norm1(x), num_outputs)
+        return x + self.mlp(self.norm2(x))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal (std 0.02, cut at ±2) for linear layers, zero biases, unit LayerNorms (use with ``apply``)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-2.0, b=2.0)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def set_attention_path(module: nn.Module, path: AttentionPath) -> None:
+    """Make every attention layer below ``module`` use this path."""
+    for layer in module.modules():
+        if isinstance(layer, Attention):
+            layer.path = path
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens by position: (B or 1, N, D) and (B, n) -> (B, n, D)."""
+    if tokens.shape[0] == 1:
+        return tokens[0][index]
+    return torch.gather(tokens, 1, index[..., None].expand(-1, -1, tokens.shape[-1]))

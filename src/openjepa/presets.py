@@ -1,0 +1,101 @@
+"""Presets: settings for a kind of data, each derived from a parent. A preset is a nested dictionary of settings.
+
+openjepa pretrain photos --out run --preset standard
+"""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from openjepa.errors import UserError
+
+Settings = dict[str, Any]
+
+
+def small() -> Settings:
+    """Images of about 32 px on a CPU or a small GPU: ViT 128 wide, 4 deep, patches of 4 px (0.9 M parameters)."""
+    return {
+        "data": {"image_size": 32, "batch_size": 64},
+        "model": {"name": "vit_nano", "patch_size": 4},
+        "masks": {"name": "multiblock"},
+    }
+
+
+def medium() -> Settings:
+    """Images of about 64 to 128 px: ViT 192 wide, 6 deep, 12 × 12 patches of 8 px."""
+    return _derive(
+        small(),
+        {"data": {"image_size": 96}, "model": {"name": "vit_micro", "patch_size": 8}, "optim": {"lr": 1e-3}},
+    )
+
+
+def standard() -> Settings:
+    """Photographs at 224 px: ViT-S/16 with a predictor 192 wide and 6 deep, for a GPU."""
+    return _derive(
+        small(),
+        {
+            "data": {"image_size": 224, "batch_size": 256, "num_workers": 2},
+            "model": {"name": "vit_small", "patch_size": 16},
+            "optim": {"lr": 1e-3, "weight_decay": 0.04, "final_weight_decay": 0.4},
+        },
+    )
+
+
+def reference() -> Settings:
+    """The authors' ImageNet recipe for ViT-H/14 with all its habits (configs/in1k_vith14_ep300.yaml of their code)."""
+    return {
+        "data": {"image_size": 224, "batch_size": 2048, "num_workers": 10, "flip": False},
+        "model": {"name": "vit_huge", "patch_size": 14},
+        "masks": {"name": "reference"},
+        "objective": {"loss": "smooth_l1", "normalize_targets": True},
+        "ema": {"start": 0.996, "end": 1.0},
+        "optim": {
+            "lr": 1e-3,
+            "start_lr": 2e-4,
+            "final_lr": 1e-6,
+            "warmup": 40 / 300,
+            "weight_decay": 0.04,
+            "final_weight_decay": 0.4,
+            "clip_norm": None,
+        },
+        "budget": {"epochs": 300},
+    }
+
+
+PRESETS: dict[str, Callable[[], Settings]] = {
+    preset.__name__: preset for preset in (small, medium, standard, reference)
+}
+
+
+def preset(name: str) -> Settings:
+    """The settings of a preset.
+
+    Raises:
+        UserError: An unknown name.
+    """
+    if name not in PRESETS:
+        close = get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"--preset {name!r} is unknown; {hint}Known: auto, {', '.join(PRESETS)}")
+    return {"preset": name, **PRESETS[name]()}
+
+
+def choose_preset(side: int) -> tuple[Settings, str]:
+    """Settings for images of this typical shorter side in pixels, and the reason in words."""
+    if side < 48:
+        size = max(28, 4 * (side // 4))  # 7 × 7 patches are the fewest that the masks suit
+        settings = _derive(preset("small"), {"data": {"image_size": size}})
+        return settings, f"small at {size} px: the images' shorter side is about {side} px"
+    if side < 160:
+        size = 8 * (side // 8)
+        settings = _derive(preset("medium"), {"data": {"image_size": size}})
+        return settings, f"medium at {size} px: the images' shorter side is about {side} px"
+    return preset("standard"), f"standard at 224 px: the images' shorter side is about {side} px"
+
+
+def _derive(parent: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
+    """The parent's settings with some changed, section by section."""
+    child = dict(parent)
+    for key, value in changes.items():
+        child[key] = _derive(child.get(key, {}), value) if isinstance(value, Mapping) else value
+    return child

@@ -1,0 +1,134 @@
+"""What is measured while a run trains, always on the same images: the health of the features, and an online k-NN.
+
+A probe is called with the model at every health check and returns what goes into metrics.jsonl. It
+draws no random number that the run uses.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openjepa.data.dataset import ImageDataset
+from openjepa.data.preprocess import normalise
+from openjepa.errors import DataError
+from openjepa.evals.knn import knn
+from openjepa.health import Health, describe, measure
+from openjepa.masks import Masks, MaskSampler
+from openjepa.methods.ijepa import IJEPA
+
+_CHUNK = 64  # images encoded at a time
+
+
+class HealthProbe:
+    """Health on a fixed batch, and what it means in words.
+
+    Args:
+        dataset: The training images; evenly spaced ones are watched.
+        sampler: The run's masks; those of step 0 are used.
+        say: Called with the line in words.
+        num_images: Images watched.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        sampler: MaskSampler,
+        *,
+        say: Callable[[str], None],
+        num_images: int = 512,
+    ) -> None:
+        batch = dataset.evaluation_batch(_spread(len(dataset), num_images))
+        self._images, self._say = batch.images, say
+        self._masks = sampler(seed=0, step=0, epochs=batch.epochs, samples=batch.samples)
+
+    @torch.no_grad()
+    def __call__(self, model: IJEPA) -> dict[str, float]:
+        """Measure and report."""
+        features, predictions, targets = [], [], []
+        index = (self._masks.context.split(_CHUNK), self._masks.target.split(_CHUNK))
+        for images, context, target in zip(self._images.split(_CHUNK), *index, strict=True):
+            inputs = prepare(images, model)
+            features.append(model.target_encoder(inputs).mean(dim=1).cpu())
+            targets.append(model.encode_targets(inputs).cpu())
+            predictions.append(model(inputs, Masks(context, target).to(inputs.device)).predictions.cpu())
+        health = measure(
+            torch.cat(features),
+            predictions=torch.cat(predictions),
+            full_targets=torch.cat(targets),
+            target_index=self._masks.target,
+        )
+        self._say(f"health   {describe(health, num_features=features[0].shape[1])}")
+        return _rounded(health)
+
+
+class KnnProbe:
+    """Accuracy of a k-NN on a few thousand labelled images.
+
+    Args:
+        train: Labelled images that vote.
+        test: Labelled images that are classified.
+        say: Called with the accuracy in words.
+        num_train: Images of ``train`` used.
+        num_test: Images of ``test`` used.
+
+    Raises:
+        DataError: One of the two has no labels.
+    """
+
+    def __init__(
+        self,
+        train: ImageDataset,
+        test: ImageDataset,
+        *,
+        say: Callable[[str], None],
+        num_train: int = 4000,
+        num_test: int = 1000,
+    ) -> None:
+        for option, dataset in (("--eval-train", train), ("--eval-test", test)):
+            if dataset.labels is None:
+                raise DataError(
+                    f"{option} {dataset.source.name}: has no labels; use a folder with one folder a class"
+                )
+        self._train = train.evaluation_batch(_spread(len(train), num_train))
+        self._test = test.evaluation_batch(_spread(len(test), num_test))
+        self._say = say
+
+    @torch.no_grad()
+    def __call__(self, model: IJEPA) -> dict[str, float]:
+        """Embed and classify."""
+        bank, queries = (
+            torch.cat(
+                [
+                    model.target_encoder(prepare(images, model)).mean(dim=1).cpu()
+                    for images in part.images.split(_CHUNK)
+                ]
+            )
+            for part in (self._train, self._test)
+        )
+        labels = [torch.from_numpy(np.asarray(part.labels)) for part in (self._train, self._test)]
+        top1 = knn(bank, labels[0], queries, labels[1]).top1
+        self._say(f"k-NN     {top1:.1%} of {len(queries):,} test images, from {len(bank):,}")
+        return {"knn_top1": top1}
+
+
+def prepare(images: Tensor, model: IJEPA) -> Tensor:
+    """uint8 images (B, c, h, w) as this model takes them, on its device."""
+    assert model.preprocess is not None
+    device = model.context_encoder.pos_embed.device
+    return normalise(images.to(device), mean=model.preprocess.mean, std=model.preprocess.std)
+
+
+def _spread(size: int, num: int) -> list[int]:
+    """At most ``num`` indices evenly spaced over ``range(size)``."""
+    return np.unique(np.linspace(0, size - 1, min(num, size)).astype(int)).tolist()
+
+
+def _rounded(health: Health) -> dict[str, float]:
+    return {
+        "rankme": round(health.rankme, 3),
+        "feature_std": round(health.feature_std, 6),
+        "explained_variance": round(health.explained_variance, 5),
+        "position_gap": round(health.position_gap, 5),
+    }

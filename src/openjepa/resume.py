@@ -1,0 +1,64 @@
+"""Whether a run may go on with other settings or other data than it began with."""
+
+import logging
+
+from openjepa.checkpoint import Checkpoint
+from openjepa.config import Config, differences
+from openjepa.errors import CheckpointError, UserError
+
+_log = logging.getLogger(__name__)
+
+# A resumed run changes the first freely and can't change the second at all; the rest needs --override.
+_FREE = ("log.", "checkpoint.", "data.num_workers", "data.cache", "data.max_bad_fraction", "preset")
+_FIXED = (
+    "method",
+    "model.",
+    "data.image_size",
+    "data.channels",
+    "data.mean",
+    "data.std",
+    "data.interpolation",
+)
+
+
+def check_changes(old: Config, new: Config, *, override: bool) -> None:
+    """Compare the settings of a checkpoint with those asked for now.
+
+    Raises:
+        UserError: Something that can't change, or that needs --override, did; the difference is listed.
+    """
+    changed = differences(old, new)
+    lines = {key: f"  {key}: {before} → {after}" for key, (before, after) in changed.items()}
+    fixed = [line for key, line in lines.items() if key.startswith(_FIXED)]
+    if fixed:
+        raise UserError(
+            "--resume can't change these settings; start another run for them:\n" + "\n".join(fixed)
+        )
+    costly = [line for key, line in lines.items() if not key.startswith(_FREE)]
+    if costly and not override:
+        raise UserError(
+            "--resume with other settings would not be the same run; add --override to do so anyway:\n"
+            + "\n".join(costly)
+        )
+    for line in lines.values():
+        _log.warning("resumed with a changed setting:%s", line[1:])
+
+
+def check_data(saved: Checkpoint, fingerprint: str, num_images: int, *, allow: bool) -> None:
+    """Compare the data set of a checkpoint with the one given now.
+
+    Raises:
+        CheckpointError: It is another, and that was not allowed.
+    """
+    before = saved.state
+    if before["data_fingerprint"] == fingerprint:
+        return
+    difference = f"it had {before['num_images']:,} images, now {num_images:,}"
+    if before["num_images"] == num_images:
+        difference = f"as many images ({num_images:,}), but other names or sizes"
+    if not allow:
+        raise CheckpointError(
+            f"{saved.path}: the data set changed since this checkpoint: {difference}. "
+            "Restore the data, or go on with --allow-data-change"
+        )
+    _log.warning("resumed on changed data: %s", difference)

@@ -1,0 +1,146 @@
+"""A run: everything that it is made of, how far it has come, and how that is logged, saved and restored."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from openjepa import checkpoint
+from openjepa.config import BudgetConfig, Config, dump_config
+from openjepa.data.dataset import Batch
+from openjepa.data.loader import Loader
+from openjepa.masks import MaskSampler
+from openjepa.methods.ijepa import IJEPA
+from openjepa.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from openjepa.run_folder import RunFolder
+
+Probe = Callable[[IJEPA], dict[str, float]]
+"""A measurement of the model while it trains; it must not touch the run's random numbers."""
+
+
+@dataclass
+class Run:
+    """What `openjepa.train.fit` trains.
+
+    Attributes:
+        config: Resolved settings.
+        fabric: Device and processes.
+        method: The model that is trained.
+        loader: Batches by step.
+        sampler: Masks by step and sample.
+        folder: Where results go; None on all processes but the first.
+        probes: Measurements at every health check.
+        on_row: Called with every line of metrics (for progress bars).
+        on_batch: Called with every batch (for counting bad files).
+        step: Optimiser steps done.
+        seconds: Time spent training, over the lives of all processes.
+    """
+
+    config: Config
+    fabric: Fabric
+    method: IJEPA
+    loader: Loader
+    sampler: MaskSampler
+    folder: RunFolder | None
+    probes: Sequence[Probe] = ()
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None
+    on_batch: Callable[[Batch], None] = lambda batch: None
+    step: int = 0
+    seconds: float = 0.0
+    optimizer: torch.optim.AdamW = field(init=False)
+    _began: float = field(init=False)
+    _step_seconds: float = field(init=False, default=0.0)
+    _last_row: tuple[int, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = make_optimizer(self.method, betas=self.config.optim.betas)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count time from here on, on top of what was spent before."""
+        self._began = time.perf_counter() - self.seconds
+        self._last_row = (self.step, self.seconds)
+
+    @property
+    def length(self) -> int | None:
+        """Steps of the whole run; None when it is given in minutes."""
+        return total_steps(
+            self.config.budget, batch_size=self.config.data.batch_size, num_images=len(self.loader.dataset)
+        )
+
+    def progress(self, ahead: int = 0) -> float:
+        """Fraction of the budget used, now or so many steps ahead (by the clock: if they take as long as the last)."""
+        length, minutes = self.length, self.config.budget.max_minutes
+        if length is not None:
+            return min(1.0, (self.step + ahead) / length)
+        assert minutes is not None, "a budget was checked for when the run was put together"
+        return min(1.0, (self.seconds + ahead * self._step_seconds) / (60 * minutes))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is used up."""
+        return self.progress() >= 1.0
+
+    def count_step(self) -> None:
+        """One more step is done; all processes agree on the time."""
+        before, self.step = self.seconds, self.step + 1
+        self.seconds = time.perf_counter() - self._began
+        if self.fabric.world_size > 1:
+            self.seconds = self.fabric.broadcast(self.seconds)
+        self._step_seconds = self.seconds - before
+
+    def log(self, row: dict[str, Any], *, measure: bool) -> None:
+        """Write a line of metrics, with the probes' measurements if asked for (first process only)."""
+        if self.folder is None:
+            return
+        steps, seconds = self.step - self._last_row[0], self.seconds - self._last_row[1]
+        row["images_per_second"] = round(steps * self.config.data.batch_size / max(seconds, 1e-9), 2)
+        if measure:
+            self.method.eval()
+            for probe in self.probes:
+                row |= probe(self.method)
+            self.method.train()
+        self.folder.write(row, tensorboard=self.config.log.tensorboard)
+        self.on_row(row)
+        self._last_row = (self.step, time.perf_counter() - self._began)
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint of this run."""
+        self.method.load_state_dict(saved.model)
+        load_optimizer_tensors(self.method, self.optimizer, saved.optimizer)
+        self.step, self.seconds = saved.state["step"], saved.state["seconds"]
+
+    def save(self) -> None:
+        """Write a checkpoint (first process only)."""
+        if self.folder is None:
+            return
+        dataset = self.loader.dataset
+        checkpoint.save(
+            self.folder.checkpoints,
+            step=self.step,
+            model=self.method.state_dict(),
+            optimizer=optimizer_tensors(self.method, self.optimizer),
+            state={
+                "step": self.step,
+                "seconds": self.seconds,
+                "num_images": len(dataset),
+                "data_fingerprint": dataset.source.fingerprint,
+            },
+            config=dump_config(self.config),
+            keep=self.config.checkpoint.keep,
+        )
+
+    def num_bytes(self) -> int:
+        """Size of a checkpoint: all weights, and two moments of those that are trained."""
+        weights = sum(tensor.nbytes for tensor in self.method.state_dict().values())
+        return weights + 2 * sum(p.nbytes for group in self.optimizer.param_groups for p in group["params"])
+
+
+def total_steps(budget: BudgetConfig, *, batch_size: int, num_images: int) -> int | None:
+    """Length of a run in steps; None when it is given in minutes."""
+    if budget.epochs is not None:
+        return max(1, int(budget.epochs * num_images / batch_size))
+    return budget.steps

@@ -1,0 +1,128 @@
+"""The machine: device, precision, threads and attention path, chosen by measurement once a run and then kept.
+
+A resumed run takes what the run before it wrote into its configuration, so that both compute the same.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from openjepa.config import RuntimeConfig
+from openjepa.errors import UserError
+from openjepa.models.transformer import Attention, AttentionPath
+
+_BF16_GAIN = 1.3  # bfloat16 must win by this much on a bare product: casts around it cost the rest
+
+
+def resolve_runtime(runtime: RuntimeConfig, *, shapes: list[tuple[int, int, int, int]]) -> RuntimeConfig:
+    """Replace every ``auto`` by what this machine does best.
+
+    Args:
+        runtime: The settings asked for.
+        shapes: (batch, tokens, width, heads) of each attention layer that is trained.
+
+    Returns:
+        Settings without ``auto`` or None.
+
+    Raises:
+        UserError: A device or precision that this machine does not have.
+    """
+    device = _device(runtime.device)
+    threads = runtime.threads or available_cores()
+    torch.set_num_threads(threads)
+    precision = runtime.precision
+    if precision == "auto":
+        precision = "bfloat16" if _bfloat16_pays(device) else "float32"
+    attention: str = runtime.attention
+    if attention == "auto":
+        attention = fastest_attention(
+            shapes, device, torch.bfloat16 if precision == "bfloat16" else torch.float32
+        )
+    return runtime.model_copy(
+        update={"device": device, "threads": threads, "precision": precision, "attention": attention}
+    )
+
+
+def resolved_attention(runtime: RuntimeConfig) -> AttentionPath:
+    """The attention path of settings that were resolved."""
+    assert runtime.attention != "auto", "resolve_runtime comes first"
+    return runtime.attention
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def fastest_attention(
+    shapes: list[tuple[int, int, int, int]], device: str, dtype: torch.dtype, *, repeats: int = 5
+) -> AttentionPath:
+    """The attention path whose forward and backward passes over these shapes take less time (median of a few)."""
+    seconds: dict[AttentionPath, float] = {}
+    paths: tuple[AttentionPath, AttentionPath] = ("matmul", "fused")
+    for path in paths:
+        seconds[path] = 0.0
+        for batch, tokens, width, heads in shapes:
+            layer = Attention(width, heads).to(device, dtype)
+            layer.path = path
+            # A small batch keeps the choice quick; the cost of both paths is linear in it.
+            inputs = torch.ones(min(batch, 64), tokens, width, device=device, dtype=dtype, requires_grad=True)
+            seconds[path] += median_seconds(lambda: layer(inputs).sum().backward(), device, repeats)  # noqa: B023
+    return min(paths, key=lambda path: seconds[path])
+
+
+def median_seconds(work: Callable[[], object], device: str, repeats: int) -> float:
+    """Median duration of ``work`` after one warm-up, waiting for the device."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def environment() -> dict[str, Any]:
+    """What a run was made with, for environment.json."""
+    return {
+        "openjepa": version("openjepa"),
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": available_cores(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _device(wanted: str) -> str:
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if have[name])
+    if not have[wanted]:
+        present = ", ".join(name for name, there in have.items() if there)
+        raise UserError(f"runtime.device: {wanted!r} is not available here; available: {present}, or auto")
+    return wanted
+
+
+def _bfloat16_pays(device: str) -> bool:
+    """Whether a product in bfloat16 is clearly faster; on CPUs without the instructions it is many times slower."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "mps":
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(256, 256, dtype=dtype)
+        seconds[dtype] = median_seconds(lambda: matrix @ matrix, device, 5)  # noqa: B023
+    return seconds[torch.float32] > _BF16_GAIN * seconds[torch.bfloat16]

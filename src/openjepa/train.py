@@ -1,0 +1,214 @@
+"""The training step and the loop around it.
+
+    target pass → context pass → predictor → loss → backward → AdamW → moving average of the target
+
+Everything that a step depends on follows from its number: the samples, their crops and masks, and
+(for runs given by steps or epochs) the schedules. So a run resumed at step k needs only k, the
+weights and the optimiser's moments.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from openjepa import schedules
+from openjepa.config import Config
+from openjepa.data.dataset import Batch
+from openjepa.data.preprocess import normalise
+from openjepa.errors import NonFiniteError, Preempted
+from openjepa.failpoint import failpoint
+from openjepa.masks import Masks
+from openjepa.methods.ijepa import IJEPA
+from openjepa.run import Run
+from openjepa.stop import StopRequest
+
+_log = logging.getLogger(__name__)
+
+_ENDLESS = 2**40  # steps, for runs that end by the clock
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What the schedules give for one step."""
+
+    lr: float
+    weight_decay: float
+    ema_momentum: float
+
+
+def hyperparameters(config: Config, *, progress: float, next_progress: float) -> Hyperparameters:
+    """Learning rate and weight decay at the end of the step, EMA momentum at its start (the authors' way).
+
+    Args:
+        config: The run.
+        progress: Fraction of the run done before the step.
+        next_progress: Fraction done after it.
+    """
+    optim, ema = config.optim, config.ema
+    return Hyperparameters(
+        lr=schedules.warmup_cosine(
+            next_progress,
+            total=1.0,
+            warmup=optim.warmup,
+            start=optim.start_lr,
+            peak=optim.lr,
+            final=optim.final_lr,
+        ),
+        weight_decay=schedules.cosine(
+            next_progress, total=1.0, start=optim.weight_decay, final=optim.final_weight_decay
+        ),
+        ema_momentum=schedules.linear(progress, total=1.0, start=ema.start, final=ema.end),
+    )
+
+
+class Objective(nn.Module):
+    """A method as Fabric wraps it (DDP): tensors in, the loss out, in the precision asked for."""
+
+    def __init__(self, method: IJEPA, *, bfloat16: bool = False) -> None:
+        super().__init__()
+        self.method = method
+        self.low_precision = bfloat16
+
+    def forward(self, images: Tensor, context: Tensor, target: Tensor) -> Tensor:
+        """(B, c, H, W), (B, C, Nc), (B, M, Nt) -> scalar."""
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.low_precision):
+            return self.method(images, Masks(context, target)).loss
+
+
+def train_step(
+    fabric: Fabric,
+    objective: _FabricModule,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[tuple[Tensor, Masks]],
+    *,
+    hyper: Hyperparameters,
+    clip_norm: float | None = None,
+) -> float:
+    """One optimiser step over a global batch cut into parts, then the target's moving average.
+
+    Args:
+        fabric: Precision and processes.
+        objective: `Objective`, as Fabric set it up.
+        optimizer: Its first group is decayed.
+        parts: Normalised images and masks, of equal numbers of images.
+        hyper: What the schedules say.
+        clip_norm: Largest norm of the gradient.
+
+    Returns:
+        The loss, mean over parts and processes.
+
+    Raises:
+        NonFiniteError: The loss is NaN or infinite; nothing was updated.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = hyper.lr
+        if group["decay"]:
+            group["weight_decay"] = hyper.weight_decay
+    total = torch.zeros((), device=fabric.device)
+    for number, (images, masks) in enumerate(parts, start=1):
+        with fabric.no_backward_sync(objective, enabled=number < len(parts)):
+            loss = objective(images, masks.context, masks.target) / len(parts)
+            fabric.backward(loss)
+        total += loss.detach()
+    value = float(cast(Tensor, fabric.all_reduce(total, reduce_op="mean")))
+    if not math.isfinite(value):
+        raise NonFiniteError(f"the loss is {value}")
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    cast(IJEPA, objective.method).update_target(hyper.ema_momentum)
+    return value
+
+
+def fit(run: Run) -> None:
+    """Train to the end of the budget, logging, probing and saving on the way.
+
+    Raises:
+        NonFiniteError: The loss became NaN or infinite; the batch lies in the run's folder.
+        Preempted: Asked to stop (SIGTERM, SIGUSR1, Ctrl-C): saved first.
+    """
+    config, fabric = run.config, run.fabric
+    bfloat16 = config.runtime.precision == "bfloat16"
+    objective, optimizer = fabric.setup(Objective(run.method, bfloat16=bfloat16), run.optimizer)
+    run.method.train()
+    run.start_clock()
+    last_save = run.seconds
+    with StopRequest() as stop:
+        for batch in run.loader.iterate(run.step, (run.length or _ENDLESS) - run.step):
+            run.on_batch(batch)
+            hyper = hyperparameters(config, progress=run.progress(), next_progress=run.progress(ahead=1))
+            parts = _parts(run, batch)
+            try:
+                loss = train_step(
+                    fabric, objective, optimizer, parts, hyper=hyper, clip_norm=config.optim.clip_norm
+                )
+            except NonFiniteError as error:
+                raise _dump(run, parts, error) from None
+            run.count_step()
+            failpoint(f"step-{run.step}")
+            if run.step % config.log.every_steps == 0 or run.finished:
+                row = _row(run, loss, hyper, parts[0][1])
+                run.log(row, measure=run.step % config.log.health_every_steps == 0 or run.finished)
+            due = run.seconds - last_save > config.checkpoint.every_minutes * 60
+            stopping = stop.agreed(fabric)
+            if run.step % config.checkpoint.every_steps == 0 or due or run.finished or stopping:
+                run.save()
+                last_save = run.seconds
+            if run.finished:
+                return
+            if stopping:
+                raise Preempted(f"stopped at step {run.step:,}, saved; go on with --resume")
+
+
+def _parts(run: Run, batch: Batch) -> list[tuple[Tensor, Masks]]:
+    """Normalised images with their masks, on the device, cut for accumulation."""
+    device, preprocess = run.fabric.device, run.method.preprocess
+    assert preprocess is not None
+    masks = run.sampler(seed=run.config.seed, step=run.step, epochs=batch.epochs, samples=batch.samples).to(
+        device
+    )
+    images = normalise(batch.images.to(device, non_blocking=True), mean=preprocess.mean, std=preprocess.std)
+    size = len(images) // run.config.optim.accumulate
+    cut = (images.split(size), masks.context.split(size), masks.target.split(size))
+    return [(part, Masks(context, target)) for part, context, target in zip(*cut, strict=True)]
+
+
+def _row(run: Run, loss: float, hyper: Hyperparameters, masks: Masks) -> dict[str, Any]:
+    return {
+        "step": run.step,
+        "progress": run.progress(),
+        "images": run.step * run.config.data.batch_size,
+        "seconds": round(run.seconds, 3),
+        "loss": loss,
+        "lr": hyper.lr,
+        "weight_decay": hyper.weight_decay,
+        "ema_momentum": hyper.ema_momentum,
+        "context_patches": masks.context.shape[2],
+        "target_patches": masks.target.shape[2],
+    }
+
+
+def _dump(run: Run, parts: Sequence[tuple[Tensor, Masks]], error: NonFiniteError) -> NonFiniteError:
+    """Keep the batch that broke, for replay."""
+    folder = run.folder.path if run.folder else Path(".")
+    path = folder / f"nonfinite-step-{run.step + 1}-rank-{run.fabric.global_rank}.safetensors"
+    tensors = {
+        f"{name}.{number}": tensor.cpu().contiguous()
+        for number, (images, masks) in enumerate(parts)
+        for name, tensor in (("images", images), ("context", masks.context), ("target", masks.target))
+    }
+    save_file(tensors, path)
+    return NonFiniteError(
+        f"{error} at step {run.step + 1}; nothing was updated. The batch is in {path}. "
+        "Lower optim.lr, set optim.clip_norm=1, or try runtime.precision=float32; the last checkpoint is good"
+    )

@@ -1,0 +1,14 @@
+"""Settings of every test: one thread, no display, no deadline."""
+
+import os
+
+# Before anything imports NumPy or PyTorch, and inherited by the commands that tests start. One thread,
+# for sums in one order, and since test-sized tensors are slower on several.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+from hypothesis import settings
+
+# A busy machine is no bug, so no deadline; in CI the same examples every time.
+settings.register_profile("openjepa", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("openjepa")
