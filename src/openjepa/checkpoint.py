@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -94,7 +95,7 @@ def save(
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise
         raise _disk_full(folder, model, optimizer) from error
-    except RuntimeError as error:  # safetensors reports a failed write as its own error
+    except SafetensorError as error:  # how a failed write of tensors is reported
         shutil.rmtree(draft, ignore_errors=True)
         raise _disk_full(folder, model, optimizer) from error
     for old in list_checkpoints(folder)[keep:]:

@@ -83,7 +83,8 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     assert first.keys() == {"step", "progress", "images", "loss", "lr", "weight_decay", "ema_momentum",
                             "context_patches", "target_patches"}  # fmt: skip
     assert {"rankme", "feature_std", "explained_variance", "position_gap"} <= last.keys()
-    assert last["progress"] == 1.0 and last["images"] == 96
+    assert last["progress"] == 1.0
+    assert last["images"] == 96
     assert last["lr"] == pytest.approx(1e-6)
     assert len({row["context_patches"] for row in rows(whole)}) == 1
     assert len(list((whole / "checkpoints").glob("step-*"))) == 2

@@ -265,7 +265,10 @@ def test_the_rule_of_scaling(values: NDArray[Any], expected: list[int]) -> None:
     assert to_uint8(values).tolist() == [expected]
 
 
-@pytest.mark.parametrize("values", [np.array([[np.inf]]), np.zeros((1, 1), complex), np.array([["a"]])])
+@pytest.mark.parametrize(
+    "values",
+    [np.array([[np.inf]]), np.array([[-1e308, 1e308]]), np.zeros((1, 1), complex), np.array([["a"]])],
+)
 def test_what_cannot_be_scaled(values: NDArray[Any]) -> None:
     with pytest.raises(BadImage):
         to_uint8(values)
@@ -275,6 +278,7 @@ def test_arrays_of_any_number_of_channels() -> None:
     values = np.random.default_rng(0).integers(0, 256, (4, 6, 5), np.uint8)
     np.testing.assert_array_equal(decode(npy(values), channels=5), values)
     np.testing.assert_array_equal(decode(npy(np.asfortranarray(values)), channels=5), values)
+    assert decode(np.asfortranarray(values / 255), channels=5).flags.c_contiguous
     decoded = decode(values, channels=5)
     assert not np.shares_memory(decoded, values)
     with pytest.raises(BadImage, match="5 channels: 3 are wanted; set --channels 5"):

@@ -378,7 +378,8 @@ def test_a_tar_that_is_not_whole_is_refused(tmp_path: Path) -> None:
 
 
 def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
-    raw = make_tar(tmp_path / "whole.tar", {"x.jpg": IMAGE}).read_bytes()
+    raw = make_tar(tmp_path / "whole.tar", {"BZh9.jpg": IMAGE}).read_bytes()
+    assert len(open_source(tmp_path / "whole.tar")) == 1
     for name, compress in (("a.tar.gz", gzip), ("b.tgz", gzip), ("c.tar", bz2), ("d.tar.xz", lzma)):
         (tmp_path / name).write_bytes(compress.compress(raw))
         with pytest.raises(DataError, match=r"compressed; .* unpack it"):

@@ -135,7 +135,7 @@ def to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
     if kind == "u" and width == 1:
         return np.array(values, dtype=np.uint8, order="C")
     low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
+    if not math.isfinite(high - low):
         raise BadImage("NaN or infinite pixels")
     if kind == "u" and width == 2:
         start, span = 0.0, 65535.0
@@ -226,7 +226,7 @@ def _from_array(values: NDArray[Any], channels: int, min_side: int) -> NDArray[n
     _check_size(width, height, min_side)
     if found != channels and (found, channels) not in ((1, 3), (3, 1)):
         raise BadImage(f"{found} channels: {channels} are wanted; set --channels {found} to train on these")
-    pixels = to_uint8(values)
+    pixels = np.ascontiguousarray(to_uint8(values))
     if found == channels:
         return pixels
     if channels == 3:

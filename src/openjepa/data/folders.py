@@ -118,7 +118,7 @@ def _no_images(root: str, archives: Names) -> str:
     message = f"{printable(root)}: no images in this folder; files ending in {ACCEPTED} are read."
     if len(archives):
         message += (
-            f" It holds only archives ({printable(archives[0])}, {len(archives)} in all): unpack them,"
-            " or give uncompressed tars directly, as FILE.tar or 'shards-{000..015}.tar'."
+            f" There are only archives ({printable(archives[0])}, {len(archives)} in all): unpack them, or"
+            " give uncompressed tars directly, as FILE.tar or 'shards-{000..015}.tar'."
         )
     return message

@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = frozenset(
     b".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .npy .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
 ACCEPTED = " ".join(sorted(suffix.decode() for suffix in IMAGE_SUFFIXES))
-LABEL_COLUMNS = ("label", "class", "target", "cls")
+LABEL_COLUMNS = ("cls", "label", "class", "target")
 """Columns of a manifest, or members of a WebDataset sample, taken for the label when none is named."""
 
 # What would break a line of a log or a terminal: control characters, line separators, and the

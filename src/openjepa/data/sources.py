@@ -72,8 +72,8 @@ def open_source(data: str | Path, *, split: str = "train", target: str | None = 
         data: What to open, see the module's text. A Path is always a file or a folder; a str that is
             a built-in's name means the built-in (write ./cifar10 for a folder of that name).
         split: "train" or "test": which part of a built-in, unless its name says so (`cifar10:test`).
-        target: The column that holds the label, for manifests and WebDataset tars; by default `label`,
-            `class`, `target` or `cls`, whichever comes first.
+        target: The column that holds the label, for manifests and WebDataset tars; by default the first
+            there is of `cls`, `label`, `class`, `target`.
 
     Raises:
         DataError: It does not exist, cannot be read, holds no image, or lacks the column.

@@ -38,7 +38,10 @@ from openjepa.data.listing import (
 from openjepa.errors import DataError
 
 _log = logging.getLogger(__name__)
-_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"\x28\xb5": "unzstd"}
+# How compressed files begin, under the name of what unpacks them; a tar begins with its first member's name.
+_COMPRESSED = re.compile(
+    rb"(?P<gunzip>\x1f\x8b)|(?P<bunzip2>BZh[1-9]1AY)|(?P<unxz>\xfd7zXZ)|(?P<unzstd>\x28\xb5\x2f\xfd)"
+)
 _MAX_OPEN = 64  # tars a process keeps open: below the 256 files that macOS allows
 
 
@@ -50,7 +53,7 @@ class TarSource:
     shards: tuple[str, ...]
     stamps: tuple[tuple[int, int], ...]
     names: Names
-    shard: NDArray[np.int32]
+    shard_of: NDArray[np.int32]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64] | None
@@ -63,7 +66,7 @@ class TarSource:
 
     def read(self, index: int) -> bytes:
         """The member's bytes. Raises BadImage when they cannot be read."""
-        shard, size = self.shard[index], int(self.sizes[index])
+        shard, size = self.shard_of[index], int(self.sizes[index])
         try:
             file = _open_shard(self.shards[shard], self.stamps[shard], os.getpid(), threading.get_ident())
             file.seek(int(self.offsets[index]))
@@ -76,7 +79,7 @@ class TarSource:
 
     def path(self, index: int) -> str:
         """The tar's absolute path, "/", and the member's name, printable."""
-        return printable(f"{self.shards[self.shard[index]]}/{printable(self.names[index])}")
+        return printable(f"{self.shards[self.shard_of[index]]}/{printable(self.names[index])}")
 
 
 class _Handle(io.FileIO):
@@ -121,7 +124,7 @@ class _Index:
     """What indexing gathers, a row an image."""
 
     names: Names = field(default_factory=Names)
-    shard: "array[int]" = field(default_factory=lambda: array("i"))
+    shard_of: "array[int]" = field(default_factory=lambda: array("i"))
     offsets: "array[int]" = field(default_factory=lambda: array("q"))
     sizes: "array[int]" = field(default_factory=lambda: array("q"))
     labels: list[str | None] = field(default_factory=list)
@@ -163,7 +166,7 @@ def open_tars(pattern: str, *, target: str | None, name: str) -> TarSource:
         shards=tuple(shards),
         stamps=tuple((status.st_size, status.st_mtime_ns) for status in map(os.stat, shards)),
         names=index.names,
-        shard=np.array(index.shard, dtype=np.int32),
+        shard_of=np.array(index.shard_of, dtype=np.int32),
         offsets=np.array(index.offsets, dtype=np.int64),
         sizes=np.array(index.sizes, dtype=np.int64),
         labels=labels,
@@ -208,10 +211,10 @@ def _index_shard(path: str, number: int, target: str | None, index: _Index) -> N
     """Add a tar's images to the index."""
     try:
         with open(path, "rb") as file:
-            if tool := _COMPRESSED.get(file.read(2)):
+            if compressed := _COMPRESSED.match(file.read(8)):
                 raise DataError(
                     f"{printable(path)}: compressed; images are read from all over a tar, so unpack it"
-                    f" first ({tool} FILE) and give the .tar."
+                    f" first ({compressed.lastgroup} FILE) and give the .tar."
                 )
             file.seek(0)
             members = _members(file, path, index)
@@ -278,7 +281,7 @@ def _add_sample(
         label = label_text(fields.get(column)) if column else None
     for name, member in images:
         index.names.append(name)
-        index.shard.append(number)
+        index.shard_of.append(number)
         index.offsets.append(member.offset_data)
         index.sizes.append(member.size)
         index.labels.append(label)

@@ -5,6 +5,7 @@ Only plain tensors are read: a pickle that would run code is refused.
 """
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ def read_reference(path: Path, *, num_heads: int | None = None) -> tuple[Archite
         CheckpointError: Not such a file, one that holds more than tensors, or an unknown head count.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what can't be read is refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except pickle.UnpicklingError:

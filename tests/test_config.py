@@ -1,0 +1,95 @@
+"""Settings: presets, files, overrides, refusals with a way out."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openjepa.config import differences, dump_config, known_keys, load_config
+from openjepa.errors import UserError
+from openjepa.masks import make_masks
+from openjepa.methods.ijepa import build_ijepa
+from openjepa.models.architecture import architecture_of
+from openjepa.models.vit import SIZES
+from openjepa.presets import PRESETS, choose_preset, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_whole(name: str) -> None:
+    config = load_config(preset(name))
+    architecture = architecture_of(config)
+    make_masks(config.masks.name, grid=architecture.grid, **config.masks.settings())
+    assert config.preset == name
+    assert SIZES[config.model.name].embed_dim == architecture.embed_dim
+
+
+@pytest.mark.parametrize("side", [20, 28, 32, 47, 64, 96, 150, 224, 500])
+def test_the_automatic_preset_fits_any_size(side: int) -> None:
+    settings, reason = choose_preset(side)
+    config = load_config(settings)
+    make_masks(config.masks.name, grid=architecture_of(config).grid, **config.masks.settings())
+    assert settings["preset"] in reason
+    assert config.data.image_size[0] <= max(28, side)
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("optim: {lr: 1e-4, weight_decay: 0.1}\nseed: 3\n")
+    config = load_config(preset("small"), file=file, overrides=["optim.lr=1e-3"], changes={"seed": 4})
+    assert (config.optim.lr, config.optim.weight_decay, config.seed) == (1e-3, 0.1, 4)
+
+
+def test_what_is_dumped_is_what_is_loaded() -> None:
+    config = load_config(preset("standard"), overrides=["masks.context_fraction=0.3", "budget.steps=7"])
+    assert load_config(yaml.safe_load(dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.learning_rate=1", "optim.lr"),
+        ("lr=1", "optim.lr"),
+        ("nonsense.key=1", "unknown key"),
+        ("optim.lr=fast", "optim.lr"),
+        ("optim.lr=-1", "optim.lr"),
+        ("ema.end=1.1", "ema.end"),
+        ("optim.warmup=1", "optim.warmup"),
+        ("data.image_size=30", "nearest that does: 3"),
+        ("data.batch_size=0", "data.batch_size"),
+        ("data.crop_scale=[1, 0.3]", "data.crop_scale"),
+        ("optim.lr", "KEY=VALUE"),
+    ],
+)
+def test_a_mistake_names_the_key(override: str, words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_config(preset("small"), overrides=[override])
+    assert words in str(refused.value)
+
+
+def test_batches_must_be_shared_out_evenly() -> None:
+    with pytest.raises(UserError, match="not a multiple"):
+        load_config(preset("small"), overrides=["data.batch_size=10", "optim.accumulate=4"])
+
+
+def test_numbers_written_as_text_are_numbers() -> None:
+    assert load_config(preset("small"), overrides=["optim.lr=1e-4"]).optim.lr == 1e-4  # YAML 1.1 reads a text
+
+
+@given(st.sampled_from(known_keys()))
+def test_a_misspelt_key_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match="unknown key"):
+        load_config({}, overrides=[f"{key}x=1"] if not key.startswith("masks") else ["maks.name=random"])
+
+
+def test_differences_are_named() -> None:
+    old, new = load_config(preset("small")), load_config(preset("small"), overrides=["optim.lr=1e-3"])
+    assert differences(old, new) == {"optim.lr": (2e-3, 1e-3)}
+
+
+@pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.4), ("vit_small", 21.6), ("vit_base", 85.6)])
+def test_named_sizes_have_the_published_parameters(name: str, millions: float) -> None:
+    config = load_config(preset("standard"), overrides=[f"model.name={name}"])
+    encoder = build_ijepa(architecture_of(config)).context_encoder
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.15)
