@@ -1,10 +1,12 @@
 """OpenJEPA: self-supervised pretraining of image encoders by joint-embedding prediction (I-JEPA, arXiv 2301.08243).
 
-import openjepa
+From images to features:
 
-openjepa.pretrain(data="photos", out="runs/photos", max_minutes=20)
-model = openjepa.load("runs/photos")
-features = model.target_encoder(model.preprocess("photo.jpg")).mean(dim=1)  # (1, D)
+    import openjepa
+
+    openjepa.pretrain(data="photos", out="runs/photos", max_minutes=20)
+    model = openjepa.load("runs/photos")
+    features = model.target_encoder(model.preprocess("photo.jpg")).mean(dim=1)  # (1, D)
 """
 
 import importlib

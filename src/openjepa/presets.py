@@ -1,6 +1,8 @@
 """Presets: settings for a kind of data, each derived from a parent. A preset is a nested dictionary of settings.
 
-openjepa pretrain photos --out run --preset standard
+Chosen by name, or by the size of the images:
+
+    openjepa pretrain photos --out run --preset standard
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +19,8 @@ def small() -> Settings:
     return {
         "data": {"image_size": 32, "batch_size": 64},
         "model": {"name": "vit_nano", "patch_size": 4},
-        "masks": {"name": "multiblock"},
+        "masks": {"name": "multiblock", "context_fraction": 28 / 64},  # more than the first draw leaves: docs/log.md
+        "optim": {"lr": 1.5e-3, "warmup": 0.1},
     }
 
 

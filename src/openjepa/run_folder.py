@@ -1,6 +1,8 @@
 """A run's folder: its lock, configuration, environment, metrics and log.
 
-DIR/config.yaml · environment.json · metrics.jsonl · train.log · tensorboard/ · checkpoints/ · bad_files.jsonl
+What lies in it:
+
+    DIR/config.yaml · environment.json · metrics.jsonl · train.log · tensorboard/ · checkpoints/ · bad_files.jsonl
 """
 
 import json

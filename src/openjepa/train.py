@@ -137,6 +137,8 @@ def fit(run: Run) -> None:
         NonFiniteError: The loss became NaN or infinite; the batch lies in the run's folder.
         Preempted: Asked to stop (SIGTERM, SIGUSR1, Ctrl-C): saved first.
     """
+    if run.finished:
+        return
     config, fabric = run.config, run.fabric
     bfloat16 = config.runtime.precision == "bfloat16"
     objective, optimizer = fabric.setup(Objective(run.method, bfloat16=bfloat16), run.optimizer)

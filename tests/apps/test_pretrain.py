@@ -260,3 +260,12 @@ def test_bad_files_are_skipped_and_listed(photos: Path, tmp_path: Path) -> None:
     listed = [json.loads(line) for line in (out / "bad_files.jsonl").read_text().splitlines()]
     assert sorted(Path(entry["path"]).name for entry in listed) == ["empty.jpg", "truncated.jpg"]
     assert all(entry["reason"] for entry in listed)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_steps(photos: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ended = run(options(photos, out, "--steps", "12", "--devices", "2"))
+    assert ended.returncode == 0, ended.stderr
+    for ours, theirs in zip(rows(out), rows(whole), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)

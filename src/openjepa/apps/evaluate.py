@@ -1,6 +1,8 @@
 """Evaluation of a checkpoint as a whole: model and labelled data opened, then `openjepa.evals.run.evaluate`.
 
-openjepa.evaluate("runs/photos", train="labelled/train", test="labelled/test", baselines=True)
+With the baselines that give a number its meaning:
+
+    openjepa.evaluate("runs/photos", train="labelled/train", test="labelled/test", baselines=True)
 """
 
 import json

@@ -1,6 +1,8 @@
 """Pretraining as a whole: settings, data, model and folder put together, then `openjepa.train.fit`.
 
-openjepa.pretrain(data="photos", out="runs/photos", max_minutes=20)
+On a folder of images:
+
+    openjepa.pretrain(data="photos", out="runs/photos", max_minutes=20)
 """
 
 import logging

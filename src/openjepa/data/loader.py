@@ -164,7 +164,7 @@ def _in_workers(make: Callable[[int], Batch], steps: range, num_workers: int) ->
         try:
             batch = next(batches)
         except (RuntimeError, EOFError, ConnectionError) as error:
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
             raise DataError(
                 f"A process that loads data died: {str(error) or 'it broke off while handing over a batch'}. "
