@@ -7,13 +7,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openjepa.config import differences, dump_config, known_keys, load_config
 from openjepa.errors import UserError
 from openjepa.masks import make_masks
 from openjepa.methods.ijepa import build_ijepa
 from openjepa.models.architecture import architecture_of
 from openjepa.models.vit import SIZES
 from openjepa.presets import PRESETS, choose_preset, preset
+from openjepa.settings import differences, dump_config, known_keys, load_config
 
 
 @pytest.mark.parametrize("name", PRESETS)

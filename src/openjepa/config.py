@@ -1,20 +1,12 @@
-"""What a run is: every setting typed, documented, validated, and dumped beside every checkpoint.
+"""What a run is: every setting typed, documented and validated (`openjepa.settings` puts one together).
 
-    config = load_config(preset="small", overrides=["optim.lr=1e-3", "data.batch_size=128"])
-
-A field's docstring gives its unit, range and source. Unknown keys are refused with a suggestion.
-`None` in a default means "resolved once from data, model or machine, then written down".
+A field's docstring gives its unit, range and source. `None` in a default means "resolved once from
+data, model or machine, then written down".
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from openjepa.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Size = tuple[int, int]
 Range = tuple[float, float]
@@ -112,8 +104,9 @@ class ObjectiveConfig(Section):
 
     loss: Literal["mse", "smooth_l1"] = "smooth_l1"
     """Mean over all elements of the squared error (paper) or of smooth L1 with β = 1 (authors' code)."""
-    normalize_targets: bool = True
-    """One more LayerNorm, without parameters, on the targets (authors' code)."""
+    target_norm: Literal["none", "layer", "centred"] = "layer"
+    """none (paper); layer: one more LayerNorm, without parameters (authors' code); centred: before that
+    LayerNorm, what all images of a batch share at a position is taken away."""
 
 
 class EmaConfig(Section):
@@ -249,113 +242,3 @@ class Config(Section):
                     f"data.{name}: ({low}, {high}) is not a range of positive numbers, low first"
                 )
         return self
-
-
-def load_config(
-    base: Mapping[str, Any],
-    *,
-    file: str | Path | None = None,
-    overrides: Iterable[str] = (),
-    changes: Mapping[str, Any] | None = None,
-) -> Config:
-    """Put a configuration together: base, then the file, then ``KEY=VALUE`` overrides, then changes by dotted key.
-
-    Args:
-        base: Nested settings to start from: a preset, or a saved configuration.
-        file: YAML file with nested or dotted keys.
-        overrides: Texts such as ``optim.lr=1e-3``; the value is read as YAML.
-        changes: Dotted keys and values, from options of the command line.
-
-    Raises:
-        UserError: A file that can't be read, an unknown key (with a suggestion), a wrong type or value.
-    """
-    tree = _copy(base)
-    layers: list[tuple[str, Any]] = []
-    if file is not None:
-        layers += _flatten(read_yaml(file))
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set {text!r}: expected KEY=VALUE, for example --set optim.lr=1e-3")
-        layers.append((key.strip(), yaml.safe_load(value)))
-    layers += (changes or {}).items()
-    for key, value in layers:
-        set_key(tree, key, value)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file holding a mapping.
-
-    Raises:
-        UserError: It can't be read, is not YAML, or is not a mapping.
-    """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: can't be read as YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"--config {path}: expected a mapping of keys, got {type(tree).__name__}")
-    return tree
-
-
-def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested settings, refusing keys that the configuration does not have.
-
-    Raises:
-        UserError: An unknown key, with the nearest known ones.
-    """
-    known = known_keys()
-    section, _, _ = key.partition(".")
-    if key not in known and not (section == "masks" and key.count(".") == 1):
-        close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-        leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-        hint = ", ".join(dict.fromkeys(leaf + close)) or "see docs/configuration.md"
-        raise UserError(f"unknown key {key!r}: did you mean {hint}?")
-    *parents, name = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[name] = value
-
-
-def known_keys() -> list[str]:
-    """Every dotted key of the configuration (the settings of a mask sampler come on top)."""
-    return [key for key, _ in _flatten(Config().model_dump(mode="json"))]
-
-
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with the old and the new value."""
-    before, after = (dict(_flatten(config.model_dump(mode="json"))) for config in (old, new))
-    keys = dict.fromkeys([*before, *after])
-    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        pairs += _flatten(value, f"{key}.") if isinstance(value, Mapping) else [(key, value)]
-    return pairs
-
-
-def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
-
-
-def _explain(error: ValidationError) -> str:
-    """One line a fault: dotted key, what was got, what is allowed."""
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        message = fault["msg"].removeprefix("Value error, ")
-        value = f", got {fault['input']!r}" if key and not isinstance(fault["input"], dict) else ""
-        lines.append(f"{key}: {message}{value}" if key else message)
-    return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Is it collapsing? Four numbers on a fixed probe batch of a few hundred images, and one line in words.
 
-The loss does not tell: it falls fast, *rises* while the targets become richer, then falls slowly. Each measure
-below sees a failure that others miss; none needs labels. Pure functions of tensors, without gradient.
+The loss does not tell: it falls fast, *rises* while the targets become richer, then falls slowly. Each
+measure below sees a failure that others miss; none needs labels. Pure functions of tensors.
 
     features = model.target_encoder(images).mean(dim=1)
     health = measure(features, predictions=out.predictions, full_targets=targets, target_index=masks.target)
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_RANKME_EPS = 1e-7  # the epsilon of RankMe's paper
+_RANKME_EPS = 1e-7  # of RankMe's paper
+_ROUNDING = 1e-10  # relative variance that float32 targets have by rounding alone
 
 # Thresholds of ``describe``, on CIFAR-10 at 32 px; a random ViT and healthy and broken runs were measured.
 COLLAPSED_SPREAD = 0.02
 """feature_std · √D below this: less than 0.04 % of a feature's squared length differs between images."""
 EXPLAINED_VARIANCE_FLOOR = 0.02
-"""Below this the predictor does not beat the mean of each position by more than the noise of a few hundred images."""
+"""Below this the predictor beats the mean of each position by no more than the noise of a small probe batch."""
 POSITION_GAP_FLOOR = 0.01
 """Below this a prediction is as near to any other image's target as to its own."""
 LOW_RANK_FRACTION = 0.02
@@ -51,7 +52,7 @@ def measure(features: Tensor, *, predictions: Tensor, full_targets: Tensor, targ
     Args:
         features: Pooled output of the target encoder (B, D).
         predictions: (B, C, M, Nt, D).
-        full_targets: What is predicted, for every patch of the same images, with the same normalisation (B, N, D).
+        full_targets: What is to be predicted, for all patches of the same images: `encode_targets`, (B, N, D).
         target_index: The patches that were predicted, (B, M, Nt) int64.
     """
     return Health(
@@ -66,14 +67,14 @@ def measure(features: Tensor, *, predictions: Tensor, full_targets: Tensor, targ
 
 @torch.no_grad()
 def rankme(features: Tensor) -> float:
-    """Effective rank: the exponential of the entropy of the singular values (RankMe, arXiv 2210.02885, eq. 1).
+    """Effective rank: exponential of the entropy of the singular values (RankMe, arXiv 2210.02885, eq. 1).
 
-    With p_k = σ_k / Σσ + ε, the spectrum read as probabilities, exp(-Σ p log p) is the number of equal singular
-    values that would have the same entropy: r for r equal ones, 1 when all features are multiples of one vector.
-    The features are not centred, so a large common mean alone gives values near 1.
+    With p_k = σ_k / Σσ + ε, the spectrum read as probabilities, exp(−Σ p log p) is the number of equal
+    singular values that would have the same entropy: r for r equal ones, 1 when all features are multiples
+    of one vector. The features are not centred, so a large common mean alone gives values near 1.
 
     Args:
-        features: (B, D), B well above D for values that do not depend on B.
+        features: (B, D), B well above D for values that hardly depend on B.
 
     Returns:
         Between 1 and min(B, D); NaN for features that are not finite.
@@ -87,10 +88,11 @@ def rankme(features: Tensor) -> float:
 
 @torch.no_grad()
 def feature_std(features: Tensor) -> float:
-    """Standard deviation over images of z / |z|, averaged over the elements (SimSiam, arXiv 2011.10566, section 4.1).
+    """Standard deviation over images of z / |z|, mean over elements (SimSiam, arXiv 2011.10566, section 4.1).
 
     The squared elements of a unit vector sum to 1. With a zero mean over images each has the variance 1/D on
-    average, so the std is at most 1/√D, reached when directions are spread evenly; it is 0 when all are the same.
+    average, so the std is at most 1/√D, reached when all directions are used evenly; it is 0 when all
+    features point the same way.
 
     Args:
         features: (B, D).
@@ -100,12 +102,13 @@ def feature_std(features: Tensor) -> float:
 
 @torch.no_grad()
 def explained_variance(predictions: Tensor, *, full_targets: Tensor, target_index: Tensor) -> float:
-    """1 - MSE / Var, with Var the variance of the targets over images at the same position.
+    """1 − MSE / Var, with Var the variance of the targets over images at the same position.
 
     A predictor that ignores the image can at best give, for each position, the mean target μ(position); its
-    squared error is then the variance of the targets around that mean. So 0 is a predictor that learned only the
-    positional mean, 1 a perfect one, and negative one that is worse than the mean. Var is estimated from all B
-    images at every position (with B - 1, as μ is from the same images) and averaged over the predicted patches.
+    squared error is then the variance of the targets around that mean. So 0 is a predictor that has learned
+    only the positional mean, 1 a perfect one, and below 0 it is worse than the mean. Var is estimated from
+    all B images at every position (over B − 1, as μ is of the same images), and averaged over the predicted
+    patches.
 
     Args:
         predictions: (B, C, M, Nt, D).
@@ -113,25 +116,24 @@ def explained_variance(predictions: Tensor, *, full_targets: Tensor, target_inde
         target_index: (B, M, Nt) int64.
 
     Returns:
-        At most 1; 0 when the targets do not differ between images, for then there is nothing to explain.
+        At most 1; 0 when targets do not differ between images: there is nothing to explain.
     """
     targets = _gather(full_targets, target_index)  # (B, M, Nt, D)
     error = (predictions - targets[:, None]).double().square().mean()
-    variance = (
-        full_targets.double().var(dim=0).mean(dim=1)[target_index].mean()
-    )  # (N, D) -> (N,) -> (B, M, Nt) -> ()
-    if variance <= 1e-10 * targets.double().square().mean():  # rounding, in float32
+    variance = full_targets.double().var(dim=0).mean(dim=1)[target_index].mean()  # (N, D) -> (N,) -> scalar
+    if variance <= _ROUNDING * targets.double().square().mean():
         return 0.0
     return (1 - error / variance).item()
 
 
 @torch.no_grad()
 def position_gap(predictions: Tensor, *, full_targets: Tensor, target_index: Tensor) -> float:
-    """cos(prediction, own target) - cos(prediction, another image's target at the same position), averaged.
+    """cos(prediction, own target) − cos(prediction, another image's target at the same position), mean.
 
-    Features that encode position alone look healthy to a rank or a loss, for patches differ from each other; but
-    then every image has the same target at a position, and the gap is 0. The mean over *all* other images is
-    exact at no cost: with t̂ the unit targets, Σ_{b'≠b} p̂·t̂_b' = p̂·(Σ_b' t̂_b' - t̂_b).
+    Features that encode position alone look healthy to other measures of patches, for patches differ from
+    each other; but every image then has the same target at a position, and the gap is 0. The mean over *all*
+    other images costs no more than one: with t_b the unit targets of image b and p a unit prediction,
+    Σ_{c≠b} p·t_c = p·(Σ_c t_c − t_b).
 
     Args:
         predictions: (B, C, M, Nt, D).
@@ -139,12 +141,11 @@ def position_gap(predictions: Tensor, *, full_targets: Tensor, target_index: Ten
         target_index: (B, M, Nt) int64.
 
     Returns:
-        In [-2, 2]; 0 when predictions do not depend on the image.
+        In [−2, 2]; 0 when predictions do not depend on the image.
     """
-    num_images = len(full_targets)
     units = F.normalize(full_targets.double(), dim=-1)
     own = _gather(units, target_index)[:, None]  # (B, 1, M, Nt, D)
-    others = (units.sum(dim=0)[target_index][:, None] - own) / (num_images - 1)
+    others = (units.sum(dim=0)[target_index][:, None] - own) / (len(units) - 1)
     return (F.normalize(predictions.double(), dim=-1) * (own - others)).sum(dim=-1).mean().item()
 
 

@@ -8,12 +8,13 @@ import yaml
 from torch import Tensor
 
 from openjepa import checkpoint
-from openjepa.config import Config, load_config
+from openjepa.config import Config
 from openjepa.data.preprocess import Preprocess
 from openjepa.errors import CheckpointError
 from openjepa.formats.reference import read_reference
 from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.models.architecture import Architecture, architecture_of
+from openjepa.settings import load_config
 
 
 def load(source: str | Path, num_heads: int | None = None) -> IJEPA:
@@ -32,7 +33,7 @@ def load(source: str | Path, num_heads: int | None = None) -> IJEPA:
     path = Path(source).expanduser()
     if path.name.endswith((".pth.tar", ".pth", ".pt")):
         architecture, state = read_reference(path, num_heads=num_heads)
-        model = build_ijepa(architecture, loss="smooth_l1", normalize_targets=True)
+        model = build_ijepa(architecture, loss="smooth_l1", target_norm="layer")
         model.preprocess = Preprocess.imagenet(architecture.image_size, architecture.in_channels)
         load_weights(model, state, path)
         return model.eval()
@@ -70,7 +71,7 @@ def model_of(config: Config) -> IJEPA:
     model = build_ijepa(
         architecture_of(config),
         loss=objective.loss,
-        normalize_targets=objective.normalize_targets,
+        target_norm=objective.target_norm,
         seed=config.seed,
     )
     model.preprocess = Preprocess.of(config.data)

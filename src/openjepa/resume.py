@@ -3,8 +3,9 @@
 import logging
 
 from openjepa.checkpoint import Checkpoint
-from openjepa.config import Config, differences
+from openjepa.config import Config
 from openjepa.errors import CheckpointError, UserError
+from openjepa.settings import differences
 
 _log = logging.getLogger(__name__)
 

@@ -9,13 +9,14 @@ import torch
 from lightning_fabric import Fabric
 
 from openjepa import checkpoint
-from openjepa.config import BudgetConfig, Config, dump_config
+from openjepa.config import BudgetConfig, Config
 from openjepa.data.dataset import Batch
 from openjepa.data.loader import Loader
 from openjepa.masks import MaskSampler
 from openjepa.methods.ijepa import IJEPA
 from openjepa.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from openjepa.run_folder import RunFolder
+from openjepa.settings import dump_config
 
 Probe = Callable[[IJEPA], dict[str, float]]
 """A measurement of the model while it trains; it must not touch the run's random numbers."""

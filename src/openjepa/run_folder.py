@@ -15,9 +15,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from openjepa.config import Config, dump_config
+from openjepa.config import Config
 from openjepa.errors import UserError
 from openjepa.runtime import environment
+from openjepa.settings import dump_config
 
 _LOCK = ".lock"
 

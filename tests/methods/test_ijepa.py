@@ -97,7 +97,9 @@ def test_targets_are_cut_from_the_output_of_whole_images(model: IJEPA) -> None:
     full = model.encode_targets(images)
     torch.testing.assert_close(targets[2, 1], full[2, masks.target[2, 1]])
     torch.testing.assert_close(full.mean(dim=-1), torch.zeros(4, 64), rtol=0, atol=1e-5)
-    model.normalize_targets = False
+    model.target_norm = "centred"
+    assert model.encode_targets(images).mean(dim=0).abs().mean() < 0.5 * full.mean(dim=0).abs().mean()
+    model.target_norm = "none"
     torch.testing.assert_close(model.encode_targets(images), model.target_encoder(images))
 
 

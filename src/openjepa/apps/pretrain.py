@@ -16,7 +16,7 @@ import yaml
 from lightning_fabric import Fabric
 
 from openjepa import checkpoint
-from openjepa.config import Config, load_config
+from openjepa.config import Config
 from openjepa.data.bad_files import BadFiles, count_kinds
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.loader import Loader
@@ -34,6 +34,7 @@ from openjepa.resume import check_changes, check_data
 from openjepa.run import Probe, Run
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_runtime, resolved_attention
+from openjepa.settings import load_config
 from openjepa.train import fit
 
 _log = logging.getLogger(__name__)

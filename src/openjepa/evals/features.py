@@ -91,9 +91,9 @@ def extract(
             features = featurise(inputs).float().cpu()
             if not (finite := features.isfinite().all(dim=1)).all():
                 raise CheckpointError(
-                    f"the features of {name} are NaN or infinite for {int((~finite).sum())} of {len(finite)} images "
-                    f"of a batch; they must be finite: check the checkpoint's weights and its mean {list(mean)} and "
-                    f"std {list(std)}, or evaluate an earlier checkpoint"
+                    f"{name}: the features of {int((~finite).sum())} of {len(finite)} images of a batch are NaN "
+                    f"or infinite; they must be finite. Evaluate an earlier checkpoint, or check this one's "
+                    f"weights, mean {list(mean)} and std {list(std)}"
                 )
             parts[name].append(features)
     return {name: torch.cat(batch) for name, batch in parts.items()}

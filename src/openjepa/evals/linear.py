@@ -1,13 +1,13 @@
 """Linear classification of frozen features: BatchNorm + linear trained by SGD, and logistic regression.
 
-Both choose their one hyper-parameter on a tenth of the *training* images. Test features are touched once, at
-the end, by the head that was chosen; test labels only count what it got right.
+Both choose their one setting on a tenth of the *training* images. Test features are touched once, at the
+end, by the head that was chosen; test labels only count what it got right.
 
 Shapes: N training images, T test images, D width, K classes, H heads.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,42 +21,41 @@ from openjepa.rng import uniform
 
 Solver = Literal["sklearn", "torch"]
 
-LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Of the parallel heads, at a batch of 1024."""
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Values of C, scikit-learn's inverse strength of the L2 penalty, for the sum of the losses of all images."""
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Values of C, the weight of the summed losses against the L2 penalty, as scikit-learn defines it."""
 
-_SCIKIT_MAX_ELEMENTS = 200_000  # N * D up to which scikit-learn's float64 solver is quick
-_MAX_ITERATIONS = 1000
-_CHUNK = 8192  # rows of a full-batch pass at a time: bounds the memory of the logits
+_SCIKIT_MAX_ELEMENTS = 200_000  # N * D up to which scikit-learn's solver is quick
+_MAX_ITERATIONS = 1000  # of L-BFGS; a few dozen are used
+_CHUNK = 4096  # rows of a full pass at a time, to bound the memory of the logits
 
 
 def validation_split(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits the training images in two: rows to fit on (about 90 %) and rows to choose settings on.
+    """Splits the training images: rows to fit on (about 90 %) and rows to choose settings on.
 
-    Within each class the images are ranked at random, and the 2nd, 12th, 22nd … are held out. So the split is
-    stratified, no class ever loses its only image, and every class with two has one to validate on.
+    Within each class the images are ranked at random, and the 2nd, 12th, 22nd … are held out. So the split
+    is stratified, no class loses its only image, and every class with two has one to validate on.
 
     Args:
         labels: (N,) int64.
         seed: The split is a pure function of the labels and the seed.
 
     Returns:
-        Two arrays of row numbers, int64, together a permutation of range(N).
+        Row numbers of the two parts, int64, together a permutation of range(N).
 
     Raises:
         DataError: No class has two images.
     """
     classes = labels.cpu().numpy()
-    num_images = len(classes)
-    order = np.lexsort((uniform(seed, "validation", np.arange(num_images), num=1)[:, 0], classes))
-    rank = np.arange(num_images) - np.searchsorted(classes[order], classes[order])
+    order = np.lexsort((uniform(seed, "validation", np.arange(len(classes)), num=1)[:, 0], classes))
+    rank = np.arange(len(classes)) - np.searchsorted(classes[order], classes[order])
     held_out = rank % 10 == 1
     if not held_out.any():
         raise DataError(
-            f"the training data have {num_images} labelled images of {len(np.unique(classes))} classes; a linear "
-            "probe needs at least two images of some class, one to fit and one to validate on: add images"
+            f"the training data have {len(classes)} images of {len(np.unique(classes))} classes, one of each; "
+            "a linear probe needs two of some class, one to fit and one to validate on: add images"
         )
     fit, validation = torch.from_numpy(order[~held_out]), torch.from_numpy(order[held_out])
     return fit.to(labels.device), validation.to(labels.device)
@@ -72,16 +71,14 @@ def batchnorm_linear(
     epochs: int = 30,
     min_steps: int = 500,
     batch_size: int = 1024,
-    momentum: float = 0.9,
     weight_decay: float = 5e-4,
     seed: int = 0,
 ) -> Result:
-    """BatchNorm without affine parameters, then a linear layer: one head for each learning rate, side by side.
+    """BatchNorm without parameters, then a linear layer: one head for each learning rate, side by side.
 
-    After VISSL's linear transfer (I-JEPA, appendix A.2): SGD with Nesterov momentum 0.9, weight decay 5e-4, about
-    28 epochs. Ours decays by a cosine instead of three steps. The heads share the BatchNorm, which depends on
-    the features alone, and one matrix product; their gradients do not mix. The head with the best accuracy on
-    the held-out tenth of the training images is the one reported.
+    After VISSL's linear transfer (I-JEPA, appendix A.2): SGD with Nesterov momentum 0.9, weight decay 5e-4,
+    28 epochs. Ours decays by a cosine instead of three steps. The head with the best accuracy on the
+    held-out tenth of the training images is the one that is tested.
 
     Args:
         train_x: Training features (N, D).
@@ -89,11 +86,10 @@ def batchnorm_linear(
         test_x: Test features (T, D).
         test_y: Test labels (T,); used for the accuracy alone.
         learning_rates: One head each.
-        epochs: Passes over the images that are fitted on.
-        min_steps: Small data sets make more passes, up to this many steps.
+        epochs: Passes over the images that are fitted.
+        min_steps: On small data as many more passes as make up this many steps.
         batch_size: Images a step.
-        momentum: Nesterov momentum.
-        weight_decay: Of the weights and biases.
+        weight_decay: L2 penalty of the weights and biases.
         seed: For the validation split and the order of images.
 
     Returns:
@@ -103,60 +99,82 @@ def batchnorm_linear(
         DataError: No class has two images.
     """
     fit, validation = validation_split(train_y, seed=seed)
-    num_classes, num_heads = int(train_y.max()) + 1, len(learning_rates)
     batch_size = min(batch_size, len(fit))
-    steps_per_epoch = len(fit) // batch_size
-    num_steps = max(epochs * steps_per_epoch, min_steps)
-
-    # momentum=None averages the statistics over all steps: the features are frozen, so nothing drifts.
-    # A small eps: encoders differ in scale, and the probe should not see it.
-    norm = nn.BatchNorm1d(train_x.shape[1], eps=1e-8, momentum=None, affine=False).to(train_x.device)
-    # Zeros: the problem is convex, and the run's random numbers stay as they are.
-    weights = [train_x.new_zeros(num_classes, train_x.shape[1]).requires_grad_() for _ in learning_rates]
-    biases = [train_x.new_zeros(num_classes).requires_grad_() for _ in learning_rates]
-    optimizer = torch.optim.SGD(
-        [{"params": pair, "lr": rate} for *pair, rate in zip(weights, biases, learning_rates, strict=True)],
-        momentum=momentum,
-        nesterov=True,
+    epochs = max(epochs, math.ceil(min_steps / (len(fit) // batch_size)))
+    logits = _train_heads(
+        train_x,
+        train_y,
+        rows=fit,
+        learning_rates=learning_rates,
+        epochs=epochs,
+        batch_size=batch_size,
         weight_decay=weight_decay,
+        seed=seed,
     )
-
-    def logits(features: Tensor) -> Tensor:
-        """(b, D) -> (b, H, K)."""
-        return F.linear(norm(features), torch.cat(weights), torch.cat(biases)).unflatten(1, (num_heads, -1))
-
-    generator = torch.Generator().manual_seed(seed)
-    order = fit
-    for step in range(num_steps):
-        if step % steps_per_epoch == 0:
-            order = fit[torch.randperm(len(fit), generator=generator).to(fit.device)]
-        for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
-            group["lr"] = rate * (1 + math.cos(math.pi * step / num_steps)) / 2
-        start = step % steps_per_epoch * batch_size
-        rows = order[start : start + batch_size]
-        scores = logits(train_x[rows])
-        labels = train_y[rows, None].expand(-1, num_heads)
-        # Mean over images, *sum* over heads: each head has the gradient that it would have alone.
-        loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="sum") / batch_size
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    norm.eval()
     with torch.no_grad():
         hits = [logits(train_x[rows]).argmax(2) == train_y[rows, None] for rows in validation.split(_CHUNK)]
         validation_top1 = torch.cat(hits).double().mean(dim=0)  # (H,)
         best = int(validation_top1.argmax())
-        predictions = torch.cat([logits(rows)[:, best].argmax(1) for rows in test_x.split(_CHUNK)])
+        predictions = torch.cat([logits(rows)[:, best].argmax(dim=1) for rows in test_x.split(_CHUNK)])
     settings = {
         "lr": learning_rates[best],
-        "epochs": num_steps / steps_per_epoch,
+        "epochs": epochs,
         "batch_size": batch_size,
         "weight_decay": weight_decay,
         "validation_top1": validation_top1[best].item(),
         "seed": seed,
     }
     return Result(accuracy(predictions, test_y), predictions, settings)
+
+
+def _train_heads(
+    x: Tensor,
+    y: Tensor,
+    *,
+    rows: Tensor,
+    learning_rates: Sequence[float],
+    epochs: int,
+    batch_size: int,
+    weight_decay: float,
+    seed: int,
+) -> Callable[[Tensor], Tensor]:
+    """Trains H heads on these rows of the features (N, D); returns (b, D) -> logits (b, H, K).
+
+    The heads share the BatchNorm, which depends on the features alone, and one matrix product.
+    """
+    num_heads, num_classes = len(learning_rates), int(y.max()) + 1
+    # The features are frozen, so their statistics are averaged over all steps (momentum=None). A small eps:
+    # encoders differ in scale, and the probe should not see it.
+    norm = nn.BatchNorm1d(x.shape[1], eps=1e-8, momentum=None, affine=False).to(x.device)
+    # Zeros: the problem is convex, and drawing them would change the random numbers of a run in progress.
+    weights = [x.new_zeros(num_classes, x.shape[1]).requires_grad_() for _ in learning_rates]
+    biases = [x.new_zeros(num_classes).requires_grad_() for _ in learning_rates]
+    optimizer = torch.optim.SGD(
+        [{"params": pair, "lr": rate} for *pair, rate in zip(weights, biases, learning_rates, strict=True)],
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=weight_decay,
+    )
+    steps_per_epoch = len(rows) // batch_size
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps_per_epoch)
+
+    def logits(features: Tensor) -> Tensor:
+        scores: Tensor = F.linear(norm(features), torch.cat(weights), torch.cat(biases))  # (b, H·K)
+        return scores.view(-1, num_heads, num_classes)
+
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+        for batch in order.split(batch_size)[:steps_per_epoch]:
+            labels = y[batch, None].expand(-1, num_heads)
+            losses = F.cross_entropy(logits(x[batch]).flatten(0, 1), labels.flatten(), reduction="sum")
+            # Mean over images, *sum* over heads: each head has the gradient that it would have alone.
+            optimizer.zero_grad()
+            (losses / batch_size).backward()
+            optimizer.step()
+            schedule.step()
+    norm.eval()
+    return logits
 
 
 def logistic(
@@ -169,10 +187,10 @@ def logistic(
     solver: Solver | None = None,
     seed: int = 0,
 ) -> Result:
-    """Multinomial logistic regression with an L2 penalty on standardised features, solved to its optimum.
+    """Logistic regression with an L2 penalty on standardised features, solved to its optimum.
 
-    Minimises |W|² / 2 + C · Σ cross-entropy, the bias not penalised: scikit-learn's ``LogisticRegression``. C is
-    chosen on the held-out tenth of the training images; then all of them are fitted with it.
+    Minimises |W|² / 2 + C · Σ cross-entropy, the bias not penalised: scikit-learn's `LogisticRegression`. C
+    is chosen on the held-out tenth of the training images; then all of them are fitted with it.
 
     Args:
         train_x: Training features (N, D).
@@ -180,7 +198,7 @@ def logistic(
         test_x: Test features (T, D).
         test_y: Test labels (T,); used for the accuracy alone.
         strengths: Values of C to choose from.
-        solver: ``sklearn``, ``torch``, or None: scikit-learn on small data. Same optimum.
+        solver: `sklearn`, `torch`, or None: scikit-learn on small data. Both find the same optimum.
         seed: For the validation split.
 
     Returns:
@@ -195,57 +213,73 @@ def logistic(
         solver = "sklearn" if small else "torch"
     solve = {"sklearn": _solve_sklearn, "torch": _solve_lbfgs}[solver]
 
-    # Fitted rows first, so that both fits read slices of one copy. Mean, scale and axes are of all training
-    # features: they see no labels. A constant feature is divided by a little something instead of by zero.
+    # Fitted rows first, so that both fits take slices of one copy. Mean, scale and axes are those of all
+    # training features: they see no labels. A constant feature is divided by a little, not by zero.
     order = torch.cat([fit, validation])
     x, y = train_x[order], train_y[order]
     std, mean = torch.std_mean(x, dim=0, correction=0)
     std = std.clamp_min(max(1e-6 * std.max().item(), 1e-30))
     x.sub_(mean).div_(std)
-    # Principal axes. A rotation changes neither |W| nor the optimum, and gives ``_solve_lbfgs`` a diagonal scale.
-    variances, axes = torch.linalg.eigh(x.T @ x / len(x))  # (D,), (D, D)
+    variances, axes = _principal_axes(x)
     x = x @ axes
 
-    best, best_top1, weight, bias = strengths[0], -1.0, None, None
+    validation_top1 = {}
     for strength in sorted(strengths):
         weight, bias = solve(x[: len(fit)], y[: len(fit)], strength=strength, variances=variances)
-        top1 = accuracy((x[len(fit) :] @ weight + bias).argmax(dim=1), y[len(fit) :])
-        if top1 > best_top1:
-            best, best_top1 = strength, top1
+        predictions = F.linear(x[len(fit) :], weight, bias).argmax(dim=1)
+        validation_top1[strength] = accuracy(predictions, y[len(fit) :])
+    best = max(validation_top1, key=validation_top1.__getitem__)  # of equals the stronger penalty
+
     weight, bias = solve(x, y, strength=best, variances=variances)
-    predictions = ((test_x - mean) / std @ (axes @ weight) + bias).argmax(dim=1)
-    settings = {"C": best, "solver": solver, "validation_top1": best_top1, "seed": seed}
+    predictions = F.linear((test_x - mean) / std @ axes, weight, bias).argmax(dim=1)
+    settings = {"C": best, "solver": solver, "validation_top1": validation_top1[best], "seed": seed}
     return Result(accuracy(predictions, test_y), predictions, settings)
 
 
+def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (d,) and directions (D, d), d = min(N, D), of centred features (N, D).
+
+    Logistic regression may be solved on these axes: a rotation leaves |W| as it is, and directions in
+    which no image differs get no weight.
+    """
+    num_images, width = x.shape
+    if num_images >= width:
+        variances, axes = torch.linalg.eigh(x.T @ x / num_images)
+        return variances.clamp_min(0), axes
+    _, singular, directions = torch.linalg.svd(x, full_matrices=False)
+    return singular.square() / num_images, directions.T
+
+
 def _solve_sklearn(x: Tensor, y: Tensor, *, strength: float, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (D, K) and biases (K,) by scikit-learn, in float64."""
+    """Weights (K, D) and biases (K,) by scikit-learn, in float64; `variances` are not needed."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=strength, tol=1e-6, max_iter=10_000).fit(x.double().numpy(), y.numpy())
-    weight, bias = torch.from_numpy(model.coef_.T).to(x), torch.from_numpy(model.intercept_).to(x)
+    weight, bias = (torch.from_numpy(found).to(x) for found in (model.coef_, model.intercept_))
     if len(model.classes_) > 2:
         return weight, bias
-    # Two classes share one weight vector: the score of the second over the first.
-    return torch.cat([-weight / 2, weight / 2], dim=1), torch.cat([-bias / 2, bias / 2])
+    # For two classes it finds one vector, the score of the second over the first.
+    return torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
 
 
 def _solve_lbfgs(x: Tensor, y: Tensor, *, strength: float, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (D, K) and biases (K,) by full-batch L-BFGS, in float32, preconditioned.
+    """Weights (K, D) and biases (K,) by full-batch L-BFGS on principal axes, preconditioned.
 
-    The mean loss over N images has the Hessian S / K + decay · I at W = 0 (up to classes), where S is the covariance
-    of the features and decay = 1 / (C · N). On the principal axes S is diagonal, so W = V / sqrt(S / K + decay)
-    makes it the identity, whatever C is: a few dozen passes instead of many hundreds on correlated features.
+    At W = 0 the mean loss of N images with its penalty has the Hessian S / K + decay (but for what classes
+    share), with S the covariance of the features and decay = 1 / (C · N). On principal axes S is diagonal,
+    so W = V / sqrt(S / K + decay) makes it the identity, whatever C is: a few dozen passes, where
+    correlated features took over a thousand.
     """
     num_images, num_classes = len(y), int(y.max()) + 1
-    # scikit-learn's two classes share one vector w = w1 - w0, so |w|² = 2 (|w0|² + |w1|²) at w0 = -w1.
+    # For two classes scikit-learn penalises w = w1 - w0, and |w|² = 2 (|w0|² + |w1|²) at the optimum, w0 = -w1.
     decay = (2 if num_classes == 2 else 1) / (strength * num_images)
-    scale = (variances.clamp_min(0) / num_classes + decay).rsqrt()[:, None]  # (D, 1)
-    v = x.new_zeros(x.shape[1], num_classes).requires_grad_()
+    scale = (variances / num_classes + decay).rsqrt()  # (D,)
+    v = x.new_zeros(num_classes, x.shape[1]).requires_grad_()
     bias = x.new_zeros(num_classes).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [v, bias],
         max_iter=_MAX_ITERATIONS,
+        max_eval=2 * _MAX_ITERATIONS,
         tolerance_grad=1e-6,
         tolerance_change=1e-10,
         history_size=20,
@@ -258,9 +292,10 @@ def _solve_lbfgs(x: Tensor, y: Tensor, *, strength: float, variances: Tensor) ->
         penalty.backward()
         total = penalty.item()
         for features, labels in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-            loss = F.cross_entropy(features @ (v * scale) + bias, labels, reduction="sum") / num_images
-            loss.backward()
-            total += loss.item()
+            # (K, D) weights: both products then run along rows of x, several times faster than (D, K).
+            losses = F.cross_entropy(F.linear(features, v * scale, bias), labels, reduction="sum")
+            (losses / num_images).backward()
+            total += losses.item() / num_images  # summed in float64
         return total
 
     optimizer.step(objective)

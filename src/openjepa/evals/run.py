@@ -28,11 +28,12 @@ _log = logging.getLogger(__name__)
 
 
 class Evaluator(Protocol):
-    """A protocol: features (N, D), labels (N,), test features (T, D) and labels (T,) -> what it found."""
+    """A way to classify by features."""
 
     def __call__(
         self, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int
-    ) -> Result: ...
+    ) -> Result:
+        """Features (N, D) and labels (N,) to fit on, features (T, D) and labels (T,) to test."""
 
 
 PROTOCOLS: dict[str, Evaluator] = {
@@ -76,9 +77,10 @@ def evaluate(
         seed: For validation splits and the order of images.
 
     Returns:
-        What `evaluate --out` writes: ``checkpoint``, ``encoder``, ``num_train``, ``num_test``, ``majority_class`` (top-1
-        of always saying the most frequent class of the training images), ``protocols`` (name -> ``top1`` and
-        settings) and ``baselines`` (``random_init`` and ``raw_pixels``, each name -> ``top1``; empty without).
+        What `evaluate --out` writes: ``checkpoint``, ``encoder``, ``num_train``, ``num_test``,
+        ``majority_class`` (accuracy of always saying the most frequent class of the training images),
+        ``protocols`` (name -> ``top1`` and settings) and ``baselines`` (``random_init`` and ``raw_pixels``,
+        each name -> ``top1``; empty without).
 
     Raises:
         UserError: An unknown protocol.
@@ -159,7 +161,7 @@ def format_table(result: Mapping[str, Any]) -> Table:
 def _images(
     dataset: ImageDataset, labels: list[NDArray[np.int64]], *, batch_size: int, num_workers: int
 ) -> Iterator[Tensor]:
-    """Evaluation views (B, C, H, W) of the readable labelled images; their labels are appended to ``labels``."""
+    """Evaluation views (B, C, H, W) of readable labelled images; their labels are added to ``labels``."""
     num_left_out = 0
     for batch in evaluate_batches(dataset, batch_size=batch_size, num_workers=num_workers):
         assert batch.labels is not None
@@ -184,8 +186,8 @@ def _shared_classes(train: Source, test: Source, labels: Sequence[NDArray[np.int
         present = [] if numbers is None else [source.classes[i] for i in np.unique(numbers[numbers >= 0])]
         if not present:
             raise DataError(
-                f"{option} {source.name}: no image has a label; give a folder with a subfolder for each class, or "
-                "name a manifest's label column with --target"
+                f"{option} {source.name}: no image has a label; give a folder with a subfolder for each class, "
+                "or name a manifest's label column with --target"
             )
         names.append(present)
     if differences := [
@@ -199,7 +201,8 @@ def _shared_classes(train: Source, test: Source, labels: Sequence[NDArray[np.int
         raise DataError(f"train and test must have images of the same classes, but {'; '.join(differences)}")
     if len(names[0]) == 1:
         raise DataError(
-            f"--train {train.name}: all images are of one class, {names[0][0]!r}; classification needs at least two"
+            f"--train {train.name}: all images are of one class, {names[0][0]!r}; at least two are needed: "
+            "give a folder with a subfolder for each class, or another --target"
         )
     return names[0]
 

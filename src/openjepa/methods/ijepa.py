@@ -22,6 +22,7 @@ from openjepa.models.transformer import gather_tokens
 from openjepa.models.vit import VisionTransformer
 
 Loss = Literal["mse", "smooth_l1"]
+TargetNorm = Literal["none", "layer", "centred"]
 
 
 class Preprocessing(Protocol):
@@ -58,7 +59,9 @@ class IJEPA(nn.Module):
         encoder: The context encoder; the target encoder starts as its copy.
         predictor: The predictor.
         loss: ``mse`` (the paper) or ``smooth_l1`` (the authors' code, β = 1).
-        normalize_targets: Pass targets through one more LayerNorm, without parameters (the authors' code).
+        target_norm: `none` (the paper), `layer`: targets pass one more LayerNorm, without parameters (the
+            authors' code), or `centred`: before it, each position's mean over the batch is taken away, so that
+            nothing is gained by features that only tell the position.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class IJEPA(nn.Module):
         predictor: Predictor,
         *,
         loss: Loss = "smooth_l1",
-        normalize_targets: bool = True,
+        target_norm: TargetNorm = "layer",
     ) -> None:
         super().__init__()
         self.context_encoder = encoder
@@ -76,7 +79,7 @@ class IJEPA(nn.Module):
         self.preprocess: Preprocessing | None = None  # set by whoever knows the images (openjepa.load)
         self.architecture: Architecture | None = None  # set by build_ijepa
         self.loss: Loss = loss
-        self.normalize_targets = normalize_targets
+        self.target_norm: TargetNorm = target_norm
 
     def forward(self, images: Tensor, masks: Masks) -> IJEPAOutput:
         """Loss, predictions and targets of a batch.
@@ -104,7 +107,11 @@ class IJEPA(nn.Module):
     def encode_targets(self, images: Tensor) -> Tensor:
         """What is to be predicted, for every patch of whole images: (B, c, H, W) -> (B, N, D)."""
         features = self.target_encoder(images)
-        return F.layer_norm(features, features.shape[-1:]) if self.normalize_targets else features
+        if self.target_norm == "none":
+            return features
+        if self.target_norm == "centred":
+            features = features - features.mean(dim=0)
+        return F.layer_norm(features, features.shape[-1:])
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
@@ -126,7 +133,7 @@ class IJEPA(nn.Module):
 
 
 def build_ijepa(
-    architecture: Architecture, *, loss: Loss = "smooth_l1", normalize_targets: bool = True, seed: int = 0
+    architecture: Architecture, *, loss: Loss = "smooth_l1", target_norm: TargetNorm = "layer", seed: int = 0
 ) -> IJEPA:
     """A new model of this shape, its weights drawn from the seed (the global generator is left as it was)."""
     shape = architecture
@@ -148,6 +155,6 @@ def build_ijepa(
             depth=shape.predictor_depth,
             num_heads=shape.predictor_heads,
         )
-    model = IJEPA(encoder, predictor, loss=loss, normalize_targets=normalize_targets)
+    model = IJEPA(encoder, predictor, loss=loss, target_norm=target_norm)
     model.architecture = architecture
     return model

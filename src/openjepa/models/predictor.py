@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openjepa.models.pos_embed import sincos_pos_embed
-from openjepa.models.transformer import LAYER_NORM_EPS, Block, gather_tokens, init_weights
+from openjepa.models.transformer import LAYER_NORM_EPS, Block, init_weights
 from openjepa.models.vit import rescale_residual_
 
 
