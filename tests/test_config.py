@@ -27,11 +27,12 @@ def test_every_preset_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("side", [20, 28, 32, 47, 64, 96, 150, 224, 500])
 def test_the_automatic_preset_fits_any_size(side: int) -> None:
-    settings, reason = choose_preset(side)
+    settings, reason = choose_preset(side, 140)
     config = load_config(settings)
     make_masks(config.masks.name, grid=architecture_of(config).grid, **config.masks.settings())
     assert settings["preset"] in reason
     assert config.data.image_size[0] <= max(28, side)
+    assert config.data.batch_size <= 128
 
 
 def test_later_layers_win(tmp_path: Path) -> None:

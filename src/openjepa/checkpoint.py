@@ -26,6 +26,8 @@ from openjepa.failpoint import failpoint
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"
+# Not every system has every code.
+_DISK_FULL = [getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT") if hasattr(errno, name)]
 _log = logging.getLogger(__name__)
 
 
@@ -92,7 +94,7 @@ def save(
         _sync(folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if error.errno not in _DISK_FULL:
             raise
         raise _disk_full(folder, model, optimizer) from error
     except SafetensorError as error:  # how a failed write of tensors is reported
@@ -184,18 +186,10 @@ def _disk_full(folder: Path, *parts: Mapping[str, Tensor]) -> CheckpointError:
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _slow(stream)
-        )
-
-
-def _slow(stream: Any) -> str:
     digest = hashlib.sha256()
-    while chunk := stream.read(1 << 20):
-        digest.update(chunk)
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -119,9 +119,9 @@ def explained_variance(predictions: Tensor, *, full_targets: Tensor, target_inde
         At most 1; 0 when targets do not differ between images: there is nothing to explain.
     """
     targets = _gather(full_targets, target_index)  # (B, M, Nt, D)
-    error = (predictions - targets[:, None]).double().square().mean()
-    variance = full_targets.double().var(dim=0).mean(dim=1)[target_index].mean()  # (N, D) -> (N,) -> scalar
-    if variance <= _ROUNDING * targets.double().square().mean():
+    error = (predictions - targets[:, None]).float().square().mean()
+    variance = full_targets.float().var(dim=0).mean(dim=1)[target_index].mean()  # (N, D) -> (N,) -> scalar
+    if variance <= _ROUNDING * targets.float().square().mean():
         return 0.0
     return (1 - error / variance).item()
 
@@ -143,10 +143,10 @@ def position_gap(predictions: Tensor, *, full_targets: Tensor, target_index: Ten
     Returns:
         In [−2, 2]; 0 when predictions do not depend on the image.
     """
-    units = F.normalize(full_targets.double(), dim=-1)
+    units = F.normalize(full_targets.float(), dim=-1)
     own = _gather(units, target_index)[:, None]  # (B, 1, M, Nt, D)
     others = (units.sum(dim=0)[target_index][:, None] - own) / (len(units) - 1)
-    return (F.normalize(predictions.double(), dim=-1) * (own - others)).sum(dim=-1).mean().item()
+    return (F.normalize(predictions.float(), dim=-1) * (own - others)).sum(dim=-1).mean().item()
 
 
 def _gather(tokens: Tensor, index: Tensor) -> Tensor:

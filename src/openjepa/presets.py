@@ -84,17 +84,19 @@ def preset(name: str) -> Settings:
     return {"preset": name, **PRESETS[name]()}
 
 
-def choose_preset(side: int) -> tuple[Settings, str]:
-    """Settings for images of this typical shorter side in pixels, and the reason in words."""
+def choose_preset(side: int, num_images: int) -> tuple[Settings, str]:
+    """Settings for so many images of this typical shorter side in pixels, and the reason in words."""
     if side < 48:
-        size = max(28, 4 * (side // 4))  # 7 × 7 patches are the fewest that the masks suit
-        settings = _derive(preset("small"), {"data": {"image_size": size}})
-        return settings, f"small at {size} px: the images' shorter side is about {side} px"
-    if side < 160:
-        size = 8 * (side // 8)
-        settings = _derive(preset("medium"), {"data": {"image_size": size}})
-        return settings, f"medium at {size} px: the images' shorter side is about {side} px"
-    return preset("standard"), f"standard at 224 px: the images' shorter side is about {side} px"
+        name, size = "small", max(28, 4 * (side // 4))  # 7 × 7 patches are the fewest that the masks suit
+    elif side < 160:
+        name, size = "medium", 8 * (side // 8)
+    else:
+        name, size = "standard", 224
+    chosen = preset(name)
+    largest = 1 << (num_images.bit_length() - 1)
+    batch_size = min(chosen["data"]["batch_size"], largest)
+    reason = f"{name} at {size} px, batch {batch_size}: {num_images:,} images, shorter side about {side} px"
+    return _derive(chosen, {"data": {"image_size": size, "batch_size": batch_size}}), reason
 
 
 def _derive(parent: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:

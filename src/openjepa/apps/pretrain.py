@@ -155,7 +155,8 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
         check_changes(old, new, override=request.override)
         return new
     if request.preset == "auto":
-        base, reason = choose_preset(typical_side(source, channels=request.options.get("data.channels", 3)))
+        side = typical_side(source, channels=request.options.get("data.channels", 3))
+        base, reason = choose_preset(side, len(source))
         _log.info("preset auto: %s", reason)
     else:
         base = preset(request.preset)

@@ -1,0 +1,161 @@
+"""`evaluate` as a whole: the result, one pass over the images, baselines, and errors of the user's data."""
+
+import io
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from openjepa.data.builtin import ArraySource
+from openjepa.data.dataset import ImageDataset
+from openjepa.errors import CheckpointError, DataError, UserError
+from openjepa.evals.run import PROTOCOLS, evaluate, format_table
+
+CLASSES = ("dark", "green", "red")
+FACTS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+def make(
+    num: int, *, seed: int, classes: tuple[str, ...] = CLASSES, labels: NDArray[np.int64] | None = None
+) -> ImageDataset:
+    """Noisy 8 × 8 images tinted by their class's name; `labels` replaces those that go with the images."""
+    generator = np.random.default_rng(seed)
+    true = generator.integers(0, len(classes), num)
+    tints = {"dark": (40, 40, 40), "green": (60, 130, 60), "red": (130, 60, 60), "blue": (60, 60, 130)}
+    pixels = np.array([tints[name] for name in classes])[true][:, None, None, :]
+    images = np.clip(pixels + generator.normal(0, 60, (num, 8, 8, 3)), 0, 255).astype(np.uint8)
+    source = ArraySource(f"set-{seed}", images, true if labels is None else labels, classes, "")
+    return ImageDataset(source, image_size=(8, 8))
+
+
+def encode(images: Tensor) -> Tensor:
+    """(B, 3, 8, 8) -> (B, 4, 3): mean colour of each quarter."""
+    return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(2).mT
+
+
+def noise(images: Tensor) -> Tensor:
+    """An encoder that sees next to nothing: (B, 4, 1)."""
+    return images[:, :1, ::4, ::4].reshape(-1, 4, 1)
+
+
+def test_result_is_what_the_contract_says() -> None:
+    train, test = make(300, seed=1), make(90, seed=2)
+    seen = []
+
+    def counting(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return encode(images)
+
+    result = evaluate(
+        counting, train=train, test=test, random_init=noise, checkpoint="runs/x", batch_size=64, **FACTS
+    )
+    assert sum(seen) == 390  # once for all protocols
+    assert json.loads(json.dumps(result)) == result
+    assert set(result) == {
+        "checkpoint", "encoder", "num_train", "num_test", "majority_class", "protocols", "baselines",
+    }  # fmt: skip
+    assert (result["checkpoint"], result["encoder"]) == ("runs/x", "target")
+    assert (result["num_train"], result["num_test"]) == (300, 90)
+    assert set(result["protocols"]) == {"knn", "linear", "logistic"} == set(PROTOCOLS)
+    assert result["protocols"]["knn"].items() >= {"k": 20, "temperature": 0.07}.items()
+    assert {"lr", "validation_top1"} <= set(result["protocols"]["linear"])
+    assert {"C", "solver"} <= set(result["protocols"]["logistic"])
+    assert set(result["baselines"]) == {"random_init", "raw_pixels"}
+    for name, scores in result["protocols"].items():
+        assert scores["top1"] > 0.9
+        assert result["baselines"]["random_init"][name].keys() == {"top1"}
+        assert result["baselines"]["random_init"][name]["top1"] < scores["top1"]
+        assert 0.5 < result["baselines"]["raw_pixels"][name]["top1"] <= 1
+
+    most = np.bincount(train.labels).argmax()
+    assert result["majority_class"] == pytest.approx(np.mean(test.labels == most))
+
+    out = io.StringIO()
+    Console(file=out, width=100).print(format_table(result))
+    text = out.getvalue()
+    assert all(word in text for word in ("runs/x", "knn", "linear", "logistic", "random init", "raw pixels"))
+    assert f"{result['protocols']['knn']['top1']:.1%}" in text
+
+
+def test_without_baselines_and_with_chosen_protocols() -> None:
+    result = evaluate(encode, train=make(90, seed=1), test=make(30, seed=2), protocols=["knn"], **FACTS)
+    assert result["baselines"] == {}
+    assert list(result["protocols"]) == ["knn"]
+    assert format_table(result).row_count == 1
+
+
+def test_classes_are_matched_by_name_not_by_number() -> None:
+    """Each data set numbers its own classes; a class without images does not count."""
+    train = make(120, seed=1)
+    test = make(60, seed=2)
+    names = ("unused", "red", "green", "dark")
+    labels = np.array([names.index(CLASSES[label]) for label in test.labels])
+    other = ArraySource("set-2", test.images, labels, names, "")
+    expected = evaluate(encode, train=train, test=test, **FACTS)
+    assert evaluate(encode, train=train, test=ImageDataset(other, image_size=(8, 8)), **FACTS) == expected
+
+
+def test_images_without_label_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    train = make(120, seed=1)
+    train.labels[:20] = -1
+    with caplog.at_level(logging.WARNING):
+        result = evaluate(encode, train=train, test=make(60, seed=2), protocols=["knn"], **FACTS)
+    assert result["num_train"] == 100
+    assert "set-1: 20 images are left out" in caplog.text
+
+
+def test_permuted_labels_give_chance() -> None:
+    permuted = np.random.default_rng(0).integers(0, 3, 600)
+    result = evaluate(encode, train=make(600, seed=1, labels=permuted), test=make(900, seed=2), **FACTS)
+    for scores in result["protocols"].values():
+        assert scores["top1"] == pytest.approx(1 / 3, abs=0.12)
+
+
+def unlabelled(num: int, *, seed: int) -> ImageDataset:
+    dataset = make(num, seed=seed)
+    dataset.labels = None
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (make(30, seed=1, classes=("red",)), make(30, seed=2, classes=("red",)), r"--train set-1.* one class, 'red'"),
+        (make(30, seed=1), make(30, seed=2, classes=("red",)), r"--train set-1 has 'dark', 'green', the other"),
+        (
+            make(30, seed=1, classes=("dark", "red")),
+            make(30, seed=2, classes=("blue", "red")),
+            r"--train set-1 has 'dark', .*; --test set-2 has 'blue'",
+        ),
+        (unlabelled(30, seed=1), make(30, seed=2), r"--train set-1: no image has a label"),
+        (make(30, seed=1), make(30, seed=2, labels=np.full(30, -1)), r"--test set-2: no image has a label"),
+    ],
+)  # fmt: skip
+def test_unfit_data_are_refused_before_any_work(
+    train: ImageDataset, test: ImageDataset, message: str
+) -> None:
+    def never(images: Tensor) -> Tensor:
+        raise AssertionError
+
+    with pytest.raises(DataError, match=message) as error:
+        evaluate(never, train=train, test=test, **FACTS)
+    assert error.value.exit_code == 3
+
+
+def test_nan_names_the_checkpoint() -> None:
+    with pytest.raises(CheckpointError, match=r"runs/x \(target encoder\).* NaN"):
+        evaluate(
+            lambda images: encode(images) * torch.nan,
+            train=make(30, seed=1), test=make(30, seed=2), checkpoint="runs/x", **FACTS,
+        )  # fmt: skip
+
+
+def test_unknown_protocol() -> None:
+    with pytest.raises(UserError, match=r"--protocols: linaer not known; choose from knn, linear, logistic"):
+        evaluate(encode, train=make(9, seed=1), test=make(9, seed=2), protocols=["linaer"], **FACTS)

@@ -1,0 +1,154 @@
+"""The health measures on cases whose answer is known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from openjepa.health import (
+    Health,
+    describe,
+    explained_variance,
+    feature_std,
+    measure,
+    position_gap,
+    rankme,
+)
+
+B, C, M, NT, N, D = 256, 2, 3, 5, 16, 24
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def index(generator: torch.Generator) -> Tensor:
+    """(B, M, Nt): random patches."""
+    return torch.rand(B, M, N, generator=generator).argsort(dim=2)[:, :, :NT]
+
+
+def take(full_targets: Tensor, index: Tensor) -> Tensor:
+    """Targets of the predicted patches, for each of C contexts: (B, C, M, Nt, D)."""
+    rows = [[full_targets[b, index[b, m]] for m in range(M)] for b in range(B)]
+    return torch.stack([torch.stack(row) for row in rows])[:, None].expand(B, C, M, NT, D)
+
+
+def test_rankme_counts_equal_singular_values(generator: torch.Generator) -> None:
+    for rank in (1, 7, D):
+        left = torch.linalg.qr(torch.randn(B, rank, generator=generator))[0]
+        right = torch.linalg.qr(torch.randn(D, rank, generator=generator))[0]
+        assert rankme(3 * left @ right.T) == pytest.approx(rank, rel=1e-3)
+
+
+def test_rankme_of_noise_follows_the_marchenko_pastur_law(generator: torch.Generator) -> None:
+    # Singular values of a (4096, 512) Gaussian matrix are √4096 · s with s² of density
+    # √((b − x)(x − a)) / (2π q x) on a..b = (1 ∓ √q)², q = 1/8. The entropy is integrated numerically.
+    q, width = 1 / 8, 512
+    low, high = (1 - math.sqrt(q)) ** 2, (1 + math.sqrt(q)) ** 2
+    x = torch.linspace(low, high, 200_001, dtype=torch.float64)[1:-1]
+    density = ((high - x) * (x - low)).sqrt() / x
+    density /= density.sum()
+    s = x.sqrt()
+    mean = (density * s).sum()
+    expected = width * math.exp(-(density * (s / mean) * (s / mean).log()).sum().item())
+    assert rankme(torch.randn(4096, width, generator=generator)) == pytest.approx(expected, rel=2e-3)
+
+
+def test_constant_features_have_rank_one_and_no_spread(generator: torch.Generator) -> None:
+    features = torch.randn(1, D, generator=generator).expand(B, D)
+    assert rankme(features) == pytest.approx(1, abs=1e-3)
+    assert feature_std(features) == pytest.approx(0, abs=1e-7)
+    assert rankme(torch.zeros(B, D)) == pytest.approx(1, abs=1e-3)
+    assert feature_std(torch.zeros(B, D)) == 0
+
+
+def test_spread_of_random_directions_is_one_over_root_width(generator: torch.Generator) -> None:
+    assert feature_std(torch.randn(4096, 64, generator=generator)) == pytest.approx(1 / 8, rel=0.01)
+
+
+def test_a_perfect_predictor(generator: torch.Generator, index: Tensor) -> None:
+    targets = torch.randn(B, N, D, generator=generator)
+    predictions = take(targets, index)
+    assert explained_variance(predictions, full_targets=targets, target_index=index) == 1
+    # Independent images: the cosine with one's own target is 1, with others' 0 on average.
+    assert position_gap(predictions, full_targets=targets, target_index=index) == pytest.approx(1, abs=0.01)
+
+
+def test_a_predictor_of_the_positional_mean_explains_nothing(
+    generator: torch.Generator, index: Tensor
+) -> None:
+    mean = 5 * torch.randn(N, D, generator=generator)
+    scale = torch.rand(N, 1, generator=generator)  # positions differ in how much images differ there
+    targets = mean + scale * torch.randn(B, N, D, generator=generator)
+    predictions = take(mean.expand(B, N, D), index)
+    assert explained_variance(predictions, full_targets=targets, target_index=index) == pytest.approx(
+        0, abs=0.02
+    )
+    assert position_gap(predictions, full_targets=targets, target_index=index) == pytest.approx(0, abs=0.002)
+
+
+def test_half_of_the_variance(generator: torch.Generator, index: Tensor) -> None:
+    known, unknown = torch.randn(2, B, N, D, generator=generator)
+    predictions = take(known, index)
+    explained = explained_variance(predictions, full_targets=known + unknown, target_index=index)
+    assert explained == pytest.approx(0.5, abs=0.01)
+
+
+def test_purely_positional_targets_have_nothing_to_explain(generator: torch.Generator, index: Tensor) -> None:
+    targets = torch.randn(N, D, generator=generator).expand(B, N, D)
+    predictions = take(targets, index)  # the loss is 0, and yet
+    assert explained_variance(predictions, full_targets=targets, target_index=index) == 0
+    assert position_gap(predictions, full_targets=targets, target_index=index) == pytest.approx(0, abs=1e-6)
+
+
+def test_position_gap_is_the_mean_over_all_other_images(generator: torch.Generator) -> None:
+    targets = torch.randn(3, 4, 6, generator=generator)
+    predictions = torch.randn(3, 1, 1, 2, 6, generator=generator)
+    index = torch.tensor([[[0, 3]], [[2, 1]], [[3, 3]]])
+    gaps = []
+    for b in range(3):
+        for j, position in enumerate(index[b, 0].tolist()):
+            cosines = torch.cosine_similarity(predictions[b, 0, 0, j], targets[:, position], dim=1)
+            gaps.append(cosines[b] - (cosines.sum() - cosines[b]) / 2)
+    gap = position_gap(predictions, full_targets=targets, target_index=index)
+    assert gap == pytest.approx(torch.stack(gaps).mean().item(), abs=1e-6)
+
+
+def test_measure_collects_the_four(generator: torch.Generator, index: Tensor) -> None:
+    targets = torch.randn(B, N, D, generator=generator)
+    features = targets.mean(dim=1)
+    predictions = 0.5 * take(targets, index)
+    health = measure(features, predictions=predictions, full_targets=targets, target_index=index)
+    assert health.rankme == rankme(features)
+    assert health.feature_std == feature_std(features)
+    assert health.explained_variance == pytest.approx(0.75, abs=0.01)  # (1 − ½)² is left
+    assert health.position_gap == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("health", "start"),
+    [
+        (Health(40.0, 0.08, 0.35, 0.2), "healthy: 35% of what differs between images is predicted"),
+        (Health(1.0, 0.0001, 0.5, 0.0), "collapsed: features are constant"),
+        (Health(9.0, 0.05, 0.1, 0.001), "features encode position only"),
+        (Health(9.0, 0.05, -0.1, 0.05), "predictor knows only the mean of each position"),
+        (Health(1.2, 0.05, 0.5, 0.1), "low rank"),
+        (Health(math.nan, 0.1, 0.5, 0.1), "broken"),
+        (Health(9.0, 0.1, math.inf, 0.1), "broken"),
+    ],
+)
+def test_words(health: Health, start: str) -> None:
+    assert describe(health, num_features=128).startswith(start)
+
+
+def test_features_that_are_not_finite_are_reported_not_raised(
+    generator: torch.Generator, index: Tensor
+) -> None:
+    targets = torch.full((B, N, D), math.nan)
+    health = measure(
+        targets.mean(dim=1), predictions=take(targets, index), full_targets=targets, target_index=index
+    )
+    assert describe(health, num_features=D).startswith("broken")
