@@ -126,7 +126,9 @@ def matrix_peak() -> float:
 
 def main() -> None:
     """Time one case and print a table row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--reference", type=Path, required=True, help="your clone of facebookresearch/ijepa")
     parser.add_argument("--case", choices=CASES, default="tiny")
     parser.add_argument("--repeats", type=int, default=5)
@@ -155,8 +157,12 @@ def main() -> None:
         "theirs": lambda: collator([torch.zeros(1)] * case.batch),
     }
     peak, work = matrix_peak(), flops(case, masks.context.shape[2], masks.target.shape[2])
-    print(f"{options.case}: batch {case.batch}, {options.threads} threads, {masks.context.shape[2]} context and "
-          f"4 × {masks.target.shape[2]} target patches, {work / 1e9:.2f} GFLOP an image, peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
+    print(
+        f"{options.case}: batch {case.batch}, {options.threads} threads, {masks.context.shape[2]} context and"
+    )
+    print(
+        f"4 × {masks.target.shape[2]} target patches, {work / 1e9:.2f} GFLOP an image, {peak / 1e9:.0f} GFLOP/s"
+    )
     for name, measured in times.items():
         median = statistics.median(measured)
         drawn = statistics.median(_seconds(drawing[name]) for _ in range(5))

@@ -1,5 +1,7 @@
 """Write scikit-learn's handwritten digits as PNG files in class folders, a data set that needs no download.
 
+From the root of the project:
+
     python examples/digits.py runs/digits     # runs/digits/train/7/0042.png, runs/digits/test/…
 """
 

@@ -19,7 +19,8 @@ def small() -> Settings:
     return {
         "data": {"image_size": 32, "batch_size": 64},
         "model": {"name": "vit_nano", "patch_size": 4},
-        "masks": {"name": "multiblock", "context_fraction": 28 / 64},  # more than the first draw leaves: docs/log.md
+        # More context than the first draw always leaves, and targets without their position: docs/log.md.
+        "masks": {"name": "multiblock", "context_fraction": 28 / 64},
         "objective": {"target_norm": "centred"},
         "optim": {"lr": 1.5e-3, "warmup": 0.1},
     }

@@ -137,7 +137,7 @@ def fit(run: Run) -> None:
         NonFiniteError: The loss became NaN or infinite; the batch lies in the run's folder.
         Preempted: Asked to stop (SIGTERM, SIGUSR1, Ctrl-C): saved first.
     """
-    if run.finished:
+    if run.progress() >= 1.0:
         return
     config, fabric = run.config, run.fabric
     bfloat16 = config.runtime.precision == "bfloat16"

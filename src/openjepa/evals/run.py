@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from openjepa.data.dataset import ImageDataset
@@ -54,7 +55,7 @@ def evaluate(
     random_init: Encoder | None = None,
     checkpoint: str = "the checkpoint",
     encoder: str = "target",
-    batch_size: int = 256,
+    batch_size: int = 64,
     num_workers: int = 0,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -148,7 +149,8 @@ def format_table(result: Mapping[str, Any]) -> Table:
     title = (
         f"{result['checkpoint']} · {result['encoder']} encoder · top-1 on {result['num_test']:,} test images"
     )
-    table = Table(title=title, caption=f"always the most frequent class: {result['majority_class']:.1%}")
+    majority = f"always the most frequent class: {result['majority_class']:.1%}"
+    table = Table(title=Text(title), caption=Text(majority))  # no markup: a path may look like it
     columns = {"encoder": result["protocols"], **result["baselines"]}
     table.add_column("protocol")
     for name in columns:

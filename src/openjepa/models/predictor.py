@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openjepa.models.pos_embed import sincos_pos_embed
-from openjepa.models.transformer import LAYER_NORM_EPS, Block, init_weights
-from openjepa.models.vit import rescale_residual_
+from openjepa.models.transformer import LAYER_NORM_EPS, Block, init_weights, rescale_residual_
 
 
 class Predictor(nn.Module):
@@ -48,12 +47,14 @@ class Predictor(nn.Module):
         self.predictor_embed = nn.Linear(embed_dim, predictor_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, predictor_dim))
         self.register_buffer("predictor_pos_embed", sincos_pos_embed(predictor_dim, grid))  # (1, N, P)
-        self.predictor_blocks = nn.ModuleList([Block(predictor_dim, num_heads, mlp_ratio) for _ in range(depth)])
+        self.predictor_blocks = nn.ModuleList(
+            [Block(predictor_dim, num_heads, mlp_ratio) for _ in range(depth)]
+        )
         self.predictor_norm = nn.LayerNorm(predictor_dim, eps=LAYER_NORM_EPS)
         self.predictor_proj = nn.Linear(predictor_dim, embed_dim)
         self.apply(init_weights)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        rescale_residual_(self.predictor_blocks)
+        rescale_residual_(self)
 
     def forward(self, context: Tensor, context_index: Tensor, target_index: Tensor) -> Tensor:
         """Predict every target block from every context block.

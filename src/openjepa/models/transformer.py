@@ -3,6 +3,7 @@
 Shapes: B batch, n tokens, D width, H heads, d = D / H.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -38,7 +39,8 @@ class Attention(nn.Module):
         else:  # keys and values of all tokens, queries of the last ones: a third less of the projection
             weight, bias = self.qkv.weight, self.qkv.bias
             q = F.linear(x[:, -num_queries:], weight[:dim], bias[:dim]).reshape(shape).transpose(1, 2)
-            k, v = F.linear(x, weight[dim:], bias[dim:]).reshape(batch, num_tokens, 2, *shape[2:]).permute(2, 0, 3, 1, 4)
+            keys_values = F.linear(x, weight[dim:], bias[dim:]).reshape(batch, num_tokens, 2, *shape[2:])
+            k, v = keys_values.permute(2, 0, 3, 1, 4)
         if self.path == "fused":
             out = F.scaled_dot_product_attention(q, k, v)  # (B, H, n, d)
         else:
@@ -85,6 +87,15 @@ def init_weights(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def rescale_residual_(module: nn.Module) -> None:
+    """Shrink block l's two output projections by 1/√(2l), so that the residual stream does not grow with depth."""
+    blocks = [block for block in module.modules() if isinstance(block, Block)]
+    for layer, block in enumerate(blocks, start=1):
+        block.attn.proj.weight.div_(math.sqrt(2 * layer))
+        block.mlp.fc2.weight.div_(math.sqrt(2 * layer))
 
 
 def set_attention_path(module: nn.Module, path: AttentionPath) -> None:

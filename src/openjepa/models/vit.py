@@ -5,15 +5,13 @@ Parameter names are the authors' (and timm's): `pos_embed`, `patch_embed.proj`, 
 Shapes: B batch, c channels, N patches of the grid, n patches given, D width.
 """
 
-import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openjepa.models.pos_embed import interpolate_pos_embed, sincos_pos_embed
-from openjepa.models.transformer import LAYER_NORM_EPS, Block, gather_tokens, init_weights
+from openjepa.models.transformer import LAYER_NORM_EPS, Block, gather_tokens, init_weights, rescale_residual_
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class PatchEmbed(nn.Module):
         # As a linear layer from one patch (Xavier): the tokens' content is then as large as their position
         # embedding. With std 0.02 it would be five times smaller at 32 px, and the first targets mostly position.
         nn.init.xavier_uniform_(self.proj.weight.view(embed_dim, -1))
+        assert self.proj.bias is not None
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
@@ -100,7 +99,9 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
-            raise ValueError(f"patch {patch_size} does not divide image {image_size} (height, width in pixels)")
+            raise ValueError(
+                f"patch {patch_size} does not divide image {image_size} (height, width in pixels)"
+            )
         if embed_dim % num_heads:
             raise ValueError(f"{num_heads} heads do not divide width {embed_dim}")
         self.grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
@@ -110,7 +111,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList([Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth)])
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.apply(init_weights)
-        rescale_residual_(self.blocks)
+        rescale_residual_(self)
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Features of patches, final LayerNorm included.
@@ -138,11 +139,3 @@ class VisionTransformer(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
-
-
-def rescale_residual_(blocks: nn.ModuleList) -> None:
-    """Shrink block l's two output projections by 1/√(2l), so that the residual stream does not grow with depth."""
-    with torch.no_grad():
-        for layer, block in enumerate(blocks, start=1):
-            block.attn.proj.weight.div_(math.sqrt(2 * layer))
-            block.mlp.fc2.weight.div_(math.sqrt(2 * layer))
