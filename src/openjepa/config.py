@@ -106,7 +106,7 @@ class ObjectiveConfig(Section):
     """Mean over all elements of the squared error (paper) or of smooth L1 with β = 1 (authors' code)."""
     target_norm: Literal["none", "layer", "centred"] = "layer"
     """none (paper); layer: one more LayerNorm, without parameters (authors' code); centred: before that
-    LayerNorm, what all images of a batch share at a position is taken away."""
+    LayerNorm, what all images (of a process and part of a batch) share at a position is taken away."""
 
 
 class EmaConfig(Section):

@@ -9,7 +9,6 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from openjepa.evals import knn as module
 from openjepa.evals.knn import knn
 
 
@@ -51,9 +50,9 @@ def test_against_scikit_learn() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = blobs(300, seed=1), blobs(100, seed=2)
     whole = knn(*train, *test).predictions
-    monkeypatch.setattr(module, "_SIMILARITIES", 2000)  # six queries at a time
+    monkeypatch.setattr("openjepa.evals.knn._SIMILARITIES", 2000)  # six queries at a time
     assert torch.equal(knn(*train, *test).predictions, whole)
-    monkeypatch.setattr(module, "_SIMILARITIES", 1)
+    monkeypatch.setattr("openjepa.evals.knn._SIMILARITIES", 1)
     assert torch.equal(knn(*train, *test).predictions, whole)
 
 
@@ -79,6 +78,7 @@ def test_k_is_clamped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_permuted_labels_give_chance() -> None:
-    (train_x, train_y), (test_x, test_y) = blobs(2000, seed=1), blobs(2000, seed=2)
-    permuted = train_y[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
-    assert knn(train_x, permuted, test_x, test_y).top1 == pytest.approx(0.2, abs=0.04)
+    (train_x, train_y), (test_x, _) = blobs(2000, seed=1), blobs(2000, seed=2)
+    permuted, unrelated = torch.randint(0, 5, (2, 2000), generator=torch.Generator().manual_seed(0))
+    assert knn(train_x, permuted, test_x, unrelated).top1 == pytest.approx(0.2, abs=0.04)
+    assert knn(train_x, train_y, train_x, train_y, k=1).top1 == 1

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,14 +17,18 @@ from openjepa.evals.features import Result
 from openjepa.evals.linear import batchnorm_linear, logistic, validation_split
 
 Protocol = Callable[..., Result]
-BOTH = pytest.mark.parametrize("protocol", [batchnorm_linear, logistic])
+BOTH = pytest.mark.parametrize(
+    "protocol",
+    [partial(batchnorm_linear, min_steps=100), partial(logistic, strengths=(1e-3, 1e-2, 1e-1, 1.0))],
+    ids=["linear", "logistic"],
+)
 
 
 def blobs(num: int, *, seed: int, width: int = 20, classes: int = 5) -> tuple[Tensor, Tensor]:
     """Correlated features of very different scales and offsets, as encoders give them; labels (N,)."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.Generator().manual_seed(0)
-    centres = 0.8 * torch.randn(classes, width, generator=shared)
+    centres = 0.6 * torch.randn(classes, width, generator=shared)
     mixing = torch.randn(width, width, generator=shared) * torch.logspace(0, -2, width)
     scales, offsets = torch.logspace(-3, 2, width), 10 * torch.randn(width, generator=shared)
     labels = torch.randint(0, classes, (num,), generator=generator)
@@ -100,13 +105,34 @@ def test_small_data_go_to_scikit_learn() -> None:
 
 
 def test_batchnorm_head_is_as_good_as_an_independent_fit() -> None:
-    (train_x, train_y), (test_x, test_y) = blobs(3000, seed=1), blobs(5000, seed=2)
+    (train_x, train_y), (test_x, test_y) = blobs(2000, seed=1), blobs(4000, seed=2)
     reference = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100_000))
     reference.fit(train_x.numpy(), train_y.numpy())
     expected = reference.predict(test_x.numpy())
     result = batchnorm_linear(train_x, train_y, test_x, test_y)
-    assert result.top1 == pytest.approx(np.mean(expected == test_y.numpy()), abs=0.015)
+    assert result.top1 == pytest.approx(np.mean(expected == test_y.numpy()), abs=0.02)
     assert np.mean(result.predictions.numpy() == expected) > 0.93
+
+
+def test_a_head_is_what_autograd_and_torch_sgd_make_of_it() -> None:
+    x, y = blobs(64, seed=1)
+    rows, _ = validation_split(y, seed=0)
+    ours = batchnorm_linear(x, y, x, y, learning_rates=(0.1,), epochs=40, min_steps=1)
+
+    norm = torch.nn.BatchNorm1d(20, eps=1e-8, affine=False)
+    head = torch.nn.Linear(20, 5)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    sgd = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 40)
+    for _ in range(40):  # one batch holds them all, so their order does not matter
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(head(norm(x[rows])), y[rows]).backward()
+        sgd.step()
+        schedule.step()
+    norm.eval()
+    norm.running_mean, norm.running_var = x[rows].mean(dim=0), x[rows].var(dim=0)
+    assert torch.equal(head(norm(x)).argmax(dim=1), ours.predictions)
 
 
 def test_heads_do_not_mix() -> None:
@@ -148,12 +174,19 @@ def test_validation_chooses_not_test() -> None:
     assert chosen.top1 == results[1e-3].top1
 
 
-@BOTH
-def test_permuted_labels_give_chance(protocol: Protocol) -> None:
-    (train_x, train_y), (test_x, test_y) = blobs(2000, seed=1), blobs(4000, seed=2)
-    permuted = train_y[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
-    assert protocol(train_x, permuted, test_x, test_y).top1 == pytest.approx(0.2, abs=0.04)
-    assert protocol(train_x, train_y, test_x, test_y).top1 > 0.6
+@pytest.mark.parametrize(
+    ("protocol", "settings"),
+    [(batchnorm_linear, {"learning_rates": (0.1,)}), (logistic, {"strengths": (1.0,)})],
+)
+def test_labels_without_relation_give_chance(protocol: Protocol, settings: dict[str, tuple[float]]) -> None:
+    """More features than images: a fit that had seen the test images would know their labels by heart."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 500, generator=generator)
+    labels = torch.randint(0, 5, (400,), generator=generator)
+    seen = protocol(features, labels, features, labels, **settings)
+    assert seen.top1 > 0.85  # all but those that were held out
+    unseen = protocol(features[:200], labels[:200], features[200:], labels[200:], **settings)
+    assert unseen.top1 == pytest.approx(0.2, abs=0.1)  # 3.5 standard errors
 
 
 @BOTH

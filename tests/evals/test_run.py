@@ -111,10 +111,14 @@ def test_images_without_label_are_left_out(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_permuted_labels_give_chance() -> None:
-    permuted = np.random.default_rng(0).integers(0, 3, 600)
-    result = evaluate(encode, train=make(600, seed=1, labels=permuted), test=make(900, seed=2), **FACTS)
+    """More pixels than images: a fit that had seen the test images would know their labels by heart."""
+    train, test = (
+        make(num, seed=seed, labels=np.random.default_rng(seed + 7).integers(0, 3, num))
+        for num, seed in ((100, 1), (80, 2))
+    )
+    result = evaluate(lambda images: images.flatten(1)[:, None], train=train, test=test, **FACTS)
     for scores in result["protocols"].values():
-        assert scores["top1"] == pytest.approx(1 / 3, abs=0.12)
+        assert scores["top1"] == pytest.approx(1 / 3, abs=0.16)  # 3 standard errors
 
 
 def unlabelled(num: int, *, seed: int) -> ImageDataset:
