@@ -23,7 +23,7 @@ demo: .venv  ## pretrain and evaluate in three minutes, on the digits that come 
 	$(BIN)/python examples/digits.py runs/digits
 	$(BIN)/openjepa pretrain runs/digits/train --out runs/demo --max-minutes 2 --set data.flip=false --resume
 	$(BIN)/openjepa evaluate runs/demo --train runs/digits/train --test runs/digits/test --baselines \
-		--out runs/demo/evaluation.json
+		--protocols knn,linear --out runs/demo/evaluation.json
 
 test: .venv  ## run the quick tests (more options: ARGS="-k masks")
 	$(BIN)/python -m pytest -m "not slow" --durations=10 $(ARGS)
