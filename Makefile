@@ -19,11 +19,11 @@ $(BIN)/openjepa: pyproject.toml
 	$(BIN)/python -m pip install --editable '.[all]'
 	@touch $@
 
-demo: .venv  ## pretrain and evaluate in three minutes, on the digits that come with scikit-learn
-	$(BIN)/python examples/digits.py runs/digits
-	$(BIN)/openjepa pretrain runs/digits/train --out runs/demo --max-minutes 2 --set data.flip=false --resume
-	$(BIN)/openjepa evaluate runs/demo --train runs/digits/train --test runs/digits/test --baselines \
-		--protocols knn,linear --out runs/demo/evaluation.json
+demo: .venv  ## render scenes, pretrain, evaluate, write a report: twelve minutes on two cores
+	$(BIN)/openjepa pretrain scenes --out runs/demo --max-minutes 7 --resume
+	$(BIN)/openjepa evaluate runs/demo --train scenes --test scenes --baselines \
+		--protocols knn,linear,count,depth --out runs/demo/evaluation.json
+	@echo "The report is in $(CURDIR)/runs/demo/report.html"
 
 test: .venv  ## run the quick tests (more options: ARGS="-k masks")
 	$(BIN)/python -m pytest -m "not slow" --durations=10 $(ARGS)

@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 Data = Annotated[
-    str, typer.Argument(help="Folder, list file, manifest, tar pattern, fashion-mnist or cifar10.")
+    str, typer.Argument(help="Folder, list file, manifest, tar pattern, scenes, fashion-mnist or cifar10.")
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. optim.lr=1e-3.")
@@ -78,7 +78,9 @@ def evaluate(
     train: Annotated[str, typer.Option(help="Labelled data to fit the classifiers on.")],
     test: Annotated[str, typer.Option(help="Labelled data to test them on.")],
     target: Annotated[str | None, typer.Option(help="Column of a manifest that holds the label.")] = None,
-    protocols: Annotated[str, typer.Option(help="Any of knn,linear,logistic.")] = "knn,linear,logistic",
+    protocols: Annotated[
+        str, typer.Option(help="Any of knn,linear,logistic,count,depth.")
+    ] = "knn,linear,logistic",
     encoder: Annotated[str, typer.Option(help="target (as the paper) or context.")] = "target",
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also the same encoder at random init, and raw pixels.")
@@ -89,13 +91,25 @@ def evaluate(
     num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
 ) -> None:
-    """Evaluate frozen features: k-NN, BatchNorm + linear, logistic regression."""
+    """Evaluate frozen features: k-NN, BatchNorm + linear, logistic regression, counting, depth."""
     from openjepa.apps.evaluate import evaluate as run
 
     run(
         checkpoint, train=train, test=test, target=target, protocols=protocols.split(","), encoder=encoder,
         baselines=baselines, num_heads=num_heads, num_workers=num_workers, out=out,
     )  # fmt: skip
+
+
+@app.command()
+def scan(
+    data: Data,
+    test: Annotated[str | None, typer.Option(help="Held-out images, looked for in DATA.")] = None,
+    channels: Annotated[int, typer.Option(help="Channels that images are decoded to.")] = 3,
+) -> None:
+    """Tell what is in a data set, what is broken, and which preset fits."""
+    from openjepa.apps.scan import scan as run
+
+    run(data, test=test, channels=channels)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openjepa.data.dataset import ImageDataset
+from openjepa.data.dataset import ImageDataset, spread
 from openjepa.data.preprocess import normalise
 from openjepa.errors import DataError
 from openjepa.evals.knn import knn
@@ -39,7 +39,7 @@ class HealthProbe:
         say: Callable[[str], None],
         num_images: int = 512,
     ) -> None:
-        batch = dataset.evaluation_batch(_spread(len(dataset), num_images))
+        batch = dataset.evaluation_batch(spread(len(dataset), num_images))
         self._images, self._say = batch.images, say
         self._masks = sampler(seed=0, step=0, epochs=batch.epochs, samples=batch.samples)
 
@@ -91,8 +91,8 @@ class KnnProbe:
                 raise DataError(
                     f"{option} {dataset.source.name}: has no labels; use a folder with one folder a class"
                 )
-        self._train = train.evaluation_batch(_spread(len(train), num_train))
-        self._test = test.evaluation_batch(_spread(len(test), num_test))
+        self._train = train.evaluation_batch(spread(len(train), num_train))
+        self._test = test.evaluation_batch(spread(len(test), num_test))
         self._say = say
 
     @torch.no_grad()
@@ -118,11 +118,6 @@ def prepare(images: Tensor, model: IJEPA) -> Tensor:
     assert model.preprocess is not None
     device = model.context_encoder.pos_embed.device
     return normalise(images.to(device), mean=model.preprocess.mean, std=model.preprocess.std)
-
-
-def _spread(size: int, num: int) -> list[int]:
-    """At most ``num`` indices evenly spaced over ``range(size)``."""
-    return np.unique(np.linspace(0, size - 1, min(num, size)).astype(int)).tolist()
 
 
 def _rounded(health: Health) -> dict[str, float]:

@@ -81,10 +81,12 @@ class RunFolder:
             self._log_handler.close()
         self._lock.release()
 
-    def describe(self, config: Config) -> None:
-        """Write the resolved configuration and what the run is made with."""
+    def describe(self, config: Config, **facts: Any) -> None:
+        """Write the resolved configuration, and what the run is made with and of."""
         (self.path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+        (self.path / "environment.json").write_text(
+            json.dumps({**environment(), **facts}, indent=1), encoding="utf-8"
+        )
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines after a step, and a line that a kill left half written."""

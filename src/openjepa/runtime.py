@@ -5,11 +5,13 @@ A resumed run takes what the run before it wrote into its configuration, so that
 
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ def resolve_runtime(runtime: RuntimeConfig, *, shapes: list[tuple[int, int, int,
     """
     device = _device(runtime.device)
     threads = runtime.threads or available_cores()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # measured with as many as the run will use
     precision = runtime.precision
     if precision == "auto":
         precision = "bfloat16" if _bfloat16_pays(device) else "float32"
@@ -95,6 +97,7 @@ def median_seconds(work: Callable[[], object], device: str, repeats: int) -> flo
 def environment() -> dict[str, Any]:
     """What a run was made with, for environment.json."""
     return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "openjepa": version("openjepa"),
         "torch": torch.__version__,
         "python": sys.version.split()[0],

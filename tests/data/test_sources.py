@@ -533,7 +533,7 @@ def test_without_the_variable_the_message_says_so(home: Path, monkeypatch: pytes
 
 
 def test_names_that_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for data in ("scenes", "scenes:test", "hf://org/name:train"):
+    for data in ("hf://org/name:train", "s3://bucket"):
         with pytest.raises(DataError, match="not available in this version"):
             open_source(data)
     with pytest.raises(DataError, match=r"cifar-10: does not exist\. Did you mean cifar10\?"):

@@ -1,5 +1,6 @@
 """`evaluate` as a whole: the result, one pass over the images, baselines, and errors of the user's data."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -15,7 +16,7 @@ from torch import Tensor
 from openjepa.data.builtin import ArraySource
 from openjepa.data.dataset import ImageDataset
 from openjepa.errors import CheckpointError, DataError, UserError
-from openjepa.evals.run import PROTOCOLS, evaluate, format_table
+from openjepa.evals.run import OWN_LABELS, PROTOCOLS, evaluate, format_table
 
 CLASSES = ("dark", "green", "red")
 FACTS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -62,7 +63,7 @@ def test_result_is_what_the_contract_says() -> None:
     }  # fmt: skip
     assert (result["checkpoint"], result["encoder"]) == ("runs/x", "target")
     assert (result["num_train"], result["num_test"]) == (300, 90)
-    assert set(result["protocols"]) == {"knn", "linear", "logistic"} == set(PROTOCOLS)
+    assert set(result["protocols"]) == {"knn", "linear", "logistic"} == set(PROTOCOLS) - set(OWN_LABELS)
     assert result["protocols"]["knn"].items() >= {"k": 20, "temperature": 0.07}.items()
     assert {"lr", "validation_top1"} <= set(result["protocols"]["linear"])
     assert {"C", "solver"} <= set(result["protocols"]["logistic"])
@@ -107,7 +108,28 @@ def test_images_without_label_are_left_out(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         result = evaluate(encode, train=train, test=make(60, seed=2), protocols=["knn"], **FACTS)
     assert result["num_train"] == 100
-    assert "set-1: 20 images are left out" in caplog.text
+    assert "set-1: 20 images have no label" in caplog.text
+
+
+def test_count_and_depth_have_labels_of_their_own() -> None:
+    """A probe on another label of the same images, with its own majority class; images may lack one label only."""
+    train, test = make(300, seed=1), make(90, seed=2)
+    bright = [np.where(part.labels == 0, 0, 1) for part in (train, test)]  # dark, or any colour
+    bright[0][:50] = -1
+    sources = tuple(
+        dataclasses.replace(part.source, labels=labels, classes=("no", "yes"))
+        for part, labels in zip((train, test), bright, strict=True)
+    )
+    result = evaluate(
+        encode, train=train, test=test, protocols=["count", "knn"], label_sources={"count": sources},
+        random_init=noise, **FACTS,
+    )  # fmt: skip
+    count = result["protocols"]["count"]
+    assert count["top1"] > 0.9
+    assert count["knn_top1"] > 0.9
+    assert count["majority_class"] == pytest.approx(np.mean(bright[1] == 1))
+    assert result["baselines"]["raw_pixels"]["count"].keys() == {"top1", "knn_top1"}
+    assert result["num_train"] == 300
 
 
 def test_permuted_labels_give_chance() -> None:
@@ -122,9 +144,8 @@ def test_permuted_labels_give_chance() -> None:
 
 
 def unlabelled(num: int, *, seed: int) -> ImageDataset:
-    dataset = make(num, seed=seed)
-    dataset.labels = None
-    return dataset
+    source = dataclasses.replace(make(num, seed=seed).source, labels=None)
+    return ImageDataset(source, image_size=(8, 8))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from openjepa.allocator import keep_freed_memory
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.preprocess import Preprocess
 from openjepa.data.sources import open_source
@@ -22,8 +23,6 @@ from openjepa.hub import load
 from openjepa.methods.ijepa import build_ijepa
 from openjepa.runtime import available_cores
 
-PROTOCOLS = ("knn", "linear", "logistic")
-
 
 def evaluate(
     checkpoint: str | Path,
@@ -31,7 +30,7 @@ def evaluate(
     train: str | Path,
     test: str | Path,
     target: str | None = None,
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: Sequence[str] = ("knn", "linear", "logistic"),
     encoder: str = "target",
     baselines: bool = False,
     num_heads: int | None = None,
@@ -45,7 +44,8 @@ def evaluate(
         train: Labelled images to fit the classifiers on.
         test: Labelled images with the same classes.
         target: Column of a manifest that holds the label.
-        protocols: Any of `knn`, `linear` (BatchNorm + linear), `logistic`.
+        protocols: Any of `knn`, `linear` (BatchNorm + linear), `logistic`, and on data that has such labels
+            `count` (label `count`) and `depth` (label `distance`), linear probes as the paper's on Clevr.
         encoder: `target`, as the paper, or `context`.
         baselines: Also the same encoder at random initialisation, and raw pixels.
         num_heads: Attention heads, where the file does not say.
@@ -60,6 +60,7 @@ def evaluate(
     """
     if encoder not in ("target", "context"):
         raise UserError(f"--encoder {encoder!r}: expected target or context")
+    keep_freed_memory()
     torch.set_num_threads(available_cores())
     model = load(checkpoint, num_heads=num_heads)
     preprocess = model.preprocess
@@ -83,6 +84,14 @@ def evaluate(
         mean=preprocess.mean,
         std=preprocess.std,
         protocols=protocols,
+        label_sources={
+            column: (
+                open_source(train, split="train", target=column),
+                open_source(test, split="test", target=column),
+            )
+            for protocol, column in run.OWN_LABELS.items()
+            if protocol in protocols
+        },
         random_init=random_init,
         checkpoint=str(checkpoint),
         encoder=encoder,
@@ -91,5 +100,14 @@ def evaluate(
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        _update_report(Path(checkpoint), Path(out))
     Console().print(run.format_table(result))
     return result
+
+
+def _update_report(run_folder: Path, result: Path) -> None:
+    """Show a result that was written into the evaluated run's folder on the run's page."""
+    if result.absolute().parent == run_folder.absolute() and (run_folder / "report.html").is_file():
+        from openjepa.viz.report import write_report  # matplotlib takes half a second
+
+        write_report(run_folder)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from lightning_fabric import Fabric
 
 from openjepa import checkpoint
+from openjepa.allocator import keep_freed_memory
 from openjepa.config import Config
 from openjepa.data.bad_files import BadFiles, count_kinds
 from openjepa.data.dataset import ImageDataset
@@ -128,6 +130,7 @@ def pretrain(
 
 def _prepare(request: _Request) -> None:
     """Settings, processes and the folder's lock; then the run."""
+    keep_freed_memory()
     source = open_source(request.data, split="train")
     saved = checkpoint.load_latest(request.out / "checkpoints") if request.resume else None
     config = _settings(request, source, saved)
@@ -193,6 +196,7 @@ def _train(
             data.mean, data.std = channel_statistics(dataset)
         shapes = _attention_shapes(config, architecture, sampler)
         config.runtime = fabric.broadcast(resolve_runtime(config.runtime, shapes=shapes))
+    torch.set_num_threads(config.runtime.threads or 1)
     method = model_of(config)
     set_attention_path(method, resolved_attention(config.runtime))
     run = Run(
@@ -205,12 +209,30 @@ def _train(
     if folder is not None:
         checkpoint.require_space(folder.path, run.num_bytes())
         folder.cut_metrics(run.step)
-        folder.describe(config)
+        folder.describe(
+            config,
+            data={"name": source.name, "num_images": len(source), "fingerprint": source.fingerprint},
+            model=architecture.as_dict(),
+        )
         for line in _summary(run, source):
             say(line)
     fit(run)
+    if folder is not None:
+        say(f"report   {_report(run, folder.path)}")
     if bad_files.kinds:
         say(f"images skipped: {count_kinds(bad_files.kinds)}; listed in bad_files.jsonl")
+
+
+def _report(run: Run, folder: Path) -> Path:
+    """Draw what the model learned, and write the page about the run."""
+    from openjepa.viz import pictures, report  # after training: matplotlib takes half a second
+
+    model, dataset, seed = run.method.eval(), run.loader.dataset, run.config.seed
+    grid = architecture_of(run.config).grid
+    report.save_picture(folder, "masks", pictures.masks_picture(dataset, run.sampler, grid=grid, seed=seed))
+    report.save_picture(folder, "features", pictures.features_picture(model, dataset))
+    report.save_picture(folder, "neighbours", pictures.neighbours_picture(model, dataset))
+    return report.write_report(folder)
 
 
 def open_dataset(config: Config, source: Source) -> ImageDataset:

@@ -47,6 +47,11 @@ class Batch:
     bad: tuple[BadFile, ...] = ()
 
 
+def spread(size: int, num: int) -> NDArray[np.int64]:
+    """At most ``num`` indices, evenly spaced over ``range(size)``: data sets are often sorted by class."""
+    return np.unique(np.linspace(0, size - 1, min(num, size)).astype(np.int64))
+
+
 class ImageDataset:
     """The images of a source as batches of training or evaluation views.
 

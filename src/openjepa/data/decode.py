@@ -86,6 +86,23 @@ def decode(raw: bytes | NDArray[Any], *, channels: int = 3, min_side: int = 1) -
         return _from_image(image, channels, min_side)
 
 
+def kind_of(raw: bytes | NDArray[Any]) -> tuple[str, str]:
+    """Format and mode of an encoded image, as its header says, without decoding it; ("?", "?") where none says.
+
+    Modes are Pillow's (RGB, L, P, CMYK, I;16 …); of arrays, their element type and number of channels.
+    """
+    if isinstance(raw, np.ndarray):
+        return "pixels", f"{raw.dtype} × {raw.shape[2] if raw.ndim == 3 else 1}"
+    if raw.startswith(b"\x93NUMPY"):
+        return "NPY", "array"
+    with _quiet:
+        try:
+            with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
+                return str(image.format), image.mode
+        except (*_DAMAGE, UnidentifiedImageError, Image.DecompressionBombError):
+            return ("TIFF", "array") if raw.startswith(_TIFF_MAGIC) else ("?", "?")
+
+
 class _Quiet:
     """Hides the warnings of Pillow and NumPy: what is wrong with a file is told by `BadImage`.
 

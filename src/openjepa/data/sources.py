@@ -22,13 +22,15 @@ from openjepa.data.builtin import BUILT_INS, SPLITS, open_builtin
 from openjepa.data.folders import ARCHIVES, open_folder
 from openjepa.data.listing import IMAGE_SUFFIXES, printable, suffix_of
 from openjepa.data.manifests import open_csv, open_list, open_parquet
+from openjepa.data.scenes.source import open_scenes
 from openjepa.data.tars import open_tars
 from openjepa.errors import DataError
 
 _TARS = frozenset(b".tar .tgz .gz .bz2 .xz .zst".split())  # compressed ones are refused once looked into
+_NAMES = ("scenes", *BUILT_INS)
 _KINDS = (
     "DATA can be a folder of images, a list (.txt), a manifest (.csv, .tsv, .parquet), a .tar or a pattern"
-    " such as 'shards-{000..015}.tar', or a built-in: " + ", ".join(BUILT_INS) + " (with :train or :test)"
+    " such as 'shards-{000..015}.tar', or a built-in: " + ", ".join(_NAMES) + " (with :train or :test)"
 )
 
 
@@ -73,7 +75,7 @@ def open_source(data: str | Path, *, split: str = "train", target: str | None = 
             a built-in's name means the built-in (write ./cifar10 for a folder of that name).
         split: "train" or "test": which part of a built-in, unless its name says so (`cifar10:test`).
         target: The column that holds the label, for manifests and WebDataset tars; by default the first
-            there is of `cls`, `label`, `class`, `target`.
+            there is of `cls`, `label`, `class`, `target`. For `scenes`: which of its labels.
 
     Raises:
         DataError: It does not exist, cannot be read, holds no image, or lacks the column.
@@ -81,13 +83,13 @@ def open_source(data: str | Path, *, split: str = "train", target: str | None = 
     assert split in SPLITS, split
     text = os.fspath(data)
     head, colon, part = text.partition(":")
-    if isinstance(data, str) and (head in BUILT_INS or head == "scenes" or "://" in text):
-        if head not in BUILT_INS:
-            raise DataError(
-                f"{text}: not available in this version. {_KINDS}; ./scenes is a folder of that name."
-            )
+    if isinstance(data, str) and (head in _NAMES or "://" in text):
+        if head not in _NAMES:
+            raise DataError(f"{text}: not available in this version. {_KINDS}.")
         if colon and part not in SPLITS:
             raise DataError(f"{text}: {head} has no split {part!r}; it has train and test.")
+        if head == "scenes":
+            return open_scenes(split=part or split, target=target)
         _refuse_target(text, target)
         return open_builtin(head, split=part or split)
 
@@ -99,7 +101,7 @@ def open_source(data: str | Path, *, split: str = "train", target: str | None = 
     if suffix in _TARS:
         return open_tars(path, target=target, name=text)
     if not os.path.exists(path):
-        near = difflib.get_close_matches(head, BUILT_INS, n=1)
+        near = difflib.get_close_matches(head, _NAMES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise DataError(f"{printable(os.path.abspath(path))}: does not exist.{hint} {_KINDS}.")
     if suffix in (b".csv", b".tsv"):

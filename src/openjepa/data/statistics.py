@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from openjepa.data.dataset import ImageDataset
+from openjepa.data.dataset import ImageDataset, spread
 from openjepa.data.decode import BadImage, decode
 from openjepa.data.sources import Source
 from openjepa.errors import DataError
@@ -17,7 +17,7 @@ def typical_side(source: Source, *, channels: int) -> int:
         DataError: None of them can be read.
     """
     sides, reasons = [], []
-    for index in np.unique(np.linspace(0, len(source) - 1, _LOOK_AT).astype(int)).tolist():
+    for index in spread(len(source), _LOOK_AT).tolist():
         try:
             sides.append(min(decode(source.read(index), channels=channels).shape[:2]))
         except BadImage as error:
@@ -36,8 +36,7 @@ def channel_statistics(
 
     A constant channel gets standard deviation 1, so that it can be divided by.
     """
-    samples = np.unique(np.linspace(0, len(dataset) - 1, num_images).astype(int))
-    pixels = dataset.evaluation_batch(samples).images.double() / 255  # (n, C, h, w)
+    pixels = dataset.evaluation_batch(spread(len(dataset), num_images)).images.double() / 255  # (n, C, h, w)
     mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))
     std = std.where(std > 1e-3, 1.0)
     return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) for value in std.tolist())

@@ -2,13 +2,14 @@
 
     openjepa evaluate runs/mine --train cifar10:train --test cifar10:test --baselines --out evaluation.json
 
-Each image is decoded once and embedded once by each encoder; all protocols use these features.
+Each image is decoded once and embedded once by each encoder; all protocols use these features. Most classify by the
+data's own label; `count` and `depth` (Clevr/Count and Clevr/Dist of the paper) are linear probes on labels of theirs.
 """
 
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -37,11 +38,36 @@ class Evaluator(Protocol):
         """Features (N, D) and labels (N,) to fit on, features (T, D) and labels (T,) to test."""
 
 
-PROTOCOLS: dict[str, Evaluator] = {
-    "knn": lambda train_x, train_y, test_x, test_y, *, seed: knn(train_x, train_y, test_x, test_y),
-    "linear": batchnorm_linear,
-    "logistic": logistic,
+class Task(NamedTuple):
+    """What is classified, and how."""
+
+    fit: Evaluator
+    column: str | None = None
+    """The label that it is about; None is the data's own."""
+
+
+def _by_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int) -> Result:
+    return knn(train_x, train_y, test_x, test_y)
+
+
+def _linear_with_knn(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int
+) -> Result:
+    """A linear probe, with the accuracy of a k-NN among its settings."""
+    linear = batchnorm_linear(train_x, train_y, test_x, test_y, seed=seed)
+    beside = {"knn_top1": knn(train_x, train_y, test_x, test_y).top1}
+    return Result(linear.top1, linear.predictions, {**beside, **linear.settings})
+
+
+PROTOCOLS: dict[str, Task] = {
+    "knn": Task(_by_knn),
+    "linear": Task(batchnorm_linear),
+    "logistic": Task(logistic),
+    "count": Task(_linear_with_knn, "count"),
+    "depth": Task(_linear_with_knn, "distance"),
 }
+OWN_LABELS = {name: task.column for name, task in PROTOCOLS.items() if task.column is not None}
+"""Protocols on labels of their own, and which."""
 
 
 def evaluate(
@@ -51,7 +77,8 @@ def evaluate(
     test: ImageDataset,
     mean: Sequence[float],
     std: Sequence[float],
-    protocols: Sequence[str] = tuple(PROTOCOLS),
+    protocols: Sequence[str] = ("knn", "linear", "logistic"),
+    label_sources: Mapping[str, tuple[Source, Source]] | None = None,
     random_init: Encoder | None = None,
     checkpoint: str = "the checkpoint",
     encoder: str = "target",
@@ -69,6 +96,8 @@ def evaluate(
         mean: Channel means in [0, 1], as the checkpoint holds them.
         std: Channel standard deviations in [0, 1], as the checkpoint holds them.
         protocols: Names from ``PROTOCOLS``.
+        label_sources: For each label of ``OWN_LABELS`` that a protocol needs, the sources of ``train`` and ``test``
+            opened for that label.
         random_init: The same encoder before training. With it come both baselines: it, and raw pixels.
         checkpoint: What to call the checkpoint in the result and in errors.
         encoder: Which of its encoders ``encode`` is, ``target`` or ``context``.
@@ -80,8 +109,8 @@ def evaluate(
     Returns:
         What `evaluate --out` writes: ``checkpoint``, ``encoder``, ``num_train``, ``num_test``,
         ``majority_class`` (accuracy of always saying the most frequent class of the training images),
-        ``protocols`` (name -> ``top1`` and settings) and ``baselines`` (``random_init`` and ``raw_pixels``,
-        each name -> ``top1``; empty without).
+        ``protocols`` (name -> ``top1``, its own ``majority_class`` and settings) and ``baselines``
+        (``random_init`` and ``raw_pixels``, each name -> ``top1``; empty without).
 
     Raises:
         UserError: An unknown protocol.
@@ -90,55 +119,58 @@ def evaluate(
     """
     if unknown := sorted(set(protocols) - set(PROTOCOLS)):
         raise UserError(f"--protocols: {', '.join(unknown)} not known; choose from {', '.join(PROTOCOLS)}")
-    _shared_classes(train.source, test.source, (train.labels, test.labels))  # before the work
+    sources: dict[str | None, tuple[Source, Source]] = {None: (train.source, test.source)}
+    sources.update(label_sources or {})
+    columns = {PROTOCOLS[name].column for name in protocols} | {None}
+    for column in columns:
+        _shared_classes(sources[column], [source.labels for source in sources[column]])  # before the work
 
     own = f"{checkpoint} ({encoder} encoder)"
     featurisers: dict[str, Featuriser] = {own: pooled(encode)}
     if random_init is not None:
         featurisers |= {"random_init": pooled(random_init), "raw_pixels": raw_pixels}
-    features, labels = [], []
+    features, samples = [], []
     for dataset in (train, test):
         found: list[NDArray[np.int64]] = []
         start = time.perf_counter()
         images = _images(dataset, found, batch_size=batch_size, num_workers=num_workers)
         features.append(extract(featurisers, batches=images, mean=mean, std=std, device=device))
-        labels.append(np.concatenate(found))
-        _log.info(
-            "%s: %d images embedded (%.0f s)",
-            dataset.source.name,
-            len(labels[-1]),
-            time.perf_counter() - start,
-        )
-    names = _shared_classes(
-        train.source, test.source, labels
-    )  # again: those of the images that could be read
-    train_y, test_y = (
-        _renumber(numbers, source=dataset.source, names=names).to(device)
-        for numbers, dataset in zip(labels, (train, test), strict=True)
-    )
+        samples.append(np.concatenate(found))
+        seconds = time.perf_counter() - start
+        _log.info("%s: %d images embedded (%.0f s)", dataset.source.name, len(samples[-1]), seconds)
+    labels = {column: _Labels(sources[column], samples, device) for column in columns}
 
-    results: dict[str, dict[str, Result]] = {}
+    results: dict[str, dict[str, dict[str, Any]]] = {}
     for name in featurisers:
         train_x, test_x = (split.pop(name).to(device) for split in features)
         results[name] = {}
         for protocol in protocols:
             start = time.perf_counter()
-            result = PROTOCOLS[protocol](train_x, train_y, test_x, test_y, seed=seed)
-            _log.info(
-                "%s, %s: %.1f %% (%.0f s)", name, protocol, 100 * result.top1, time.perf_counter() - start
+            task = PROTOCOLS[protocol]
+            known = labels[task.column]
+            result = task.fit(
+                train_x[known.rows[0]], known.values[0], test_x[known.rows[1]], known.values[1], seed=seed
             )
-            results[name][protocol] = result
+            seconds = time.perf_counter() - start
+            _log.info("%s, %s: %.1f %% (%.0f s)", name, protocol, 100 * result.top1, seconds)
+            results[name][protocol] = {
+                "top1": result.top1,
+                "majority_class": known.majority,
+                **result.settings,
+            }
 
-    scores = results.pop(own)
     return {
         "checkpoint": checkpoint,
         "encoder": encoder,
-        "num_train": len(train_y),
-        "num_test": len(test_y),
-        "majority_class": (test_y == train_y.mode().values).double().mean().item(),
-        "protocols": {name: {"top1": result.top1, **result.settings} for name, result in scores.items()},
+        "num_train": len(labels[None].values[0]),
+        "num_test": len(labels[None].values[1]),
+        "majority_class": labels[None].majority,
+        "protocols": results.pop(own),
         "baselines": {
-            baseline: {name: {"top1": result.top1} for name, result in found.items()}
+            baseline: {
+                name: {key: scores[key] for key in ("top1", "knn_top1") if key in scores}
+                for name, scores in found.items()
+            }
             for baseline, found in results.items()
         },
     }
@@ -149,42 +181,65 @@ def format_table(result: Mapping[str, Any]) -> Table:
     title = (
         f"{result['checkpoint']} · {result['encoder']} encoder · top-1 on {result['num_test']:,} test images"
     )
-    majority = f"always the most frequent class: {result['majority_class']:.1%}"
-    table = Table(title=Text(title), caption=Text(majority))  # no markup: a path may look like it
+    table = Table(title=Text(title))  # no markup: a path may look like it
     columns = {"encoder": result["protocols"], **result["baselines"]}
     table.add_column("protocol")
     for name in columns:
         table.add_column(name.replace("_", " "), justify="right")
-    for protocol in result["protocols"]:
-        table.add_row(protocol, *(f"{column[protocol]['top1']:.1%}" for column in columns.values()))
+    table.add_column("most frequent class", justify="right")
+    for protocol, scores in result["protocols"].items():
+        shown = [*(column[protocol]["top1"] for column in columns.values()), scores["majority_class"]]
+        table.add_row(protocol, *(f"{value:.1%}" for value in shown))
     return table
 
 
+class _Labels:
+    """One label of the images that were embedded: which rows have it, its values, the same numbers in both splits.
+
+    Raises:
+        DataError: As `_shared_classes`, for the images that could be read.
+    """
+
+    def __init__(
+        self,
+        sources: tuple[Source, Source],
+        samples: Sequence[NDArray[np.int64]],
+        device: str | torch.device,
+    ) -> None:
+        found = [np.asarray(source.labels)[part] for source, part in zip(sources, samples, strict=True)]
+        names = _shared_classes(sources, found)
+        self.rows, self.values = [], []
+        for source, numbers in zip(sources, found, strict=True):
+            rows = np.flatnonzero(numbers >= 0)
+            if len(rows) < len(numbers):
+                _log.warning("%s: %d images have no label", source.name, len(numbers) - len(rows))
+            self.rows.append(torch.from_numpy(rows).to(device))
+            self.values.append(_renumber(numbers[rows], source=source, names=names).to(device))
+        self.majority = (self.values[1] == self.values[0].mode().values).double().mean().item()
+
+
 def _images(
-    dataset: ImageDataset, labels: list[NDArray[np.int64]], *, batch_size: int, num_workers: int
+    dataset: ImageDataset, samples: list[NDArray[np.int64]], *, batch_size: int, num_workers: int
 ) -> Iterator[Tensor]:
-    """Evaluation views (B, C, H, W) of readable labelled images; their labels are added to ``labels``."""
+    """Evaluation views (B, C, H, W) of the images that can be read; their places are added to ``samples``."""
     num_left_out = 0
     for batch in evaluate_batches(dataset, batch_size=batch_size, num_workers=num_workers):
-        assert batch.labels is not None
-        labelled = batch.labels >= 0
-        num_left_out += len(batch.bad) + int((~labelled).sum())
-        labels.append(batch.labels[labelled])
-        yield batch.images[torch.from_numpy(labelled)]
+        num_left_out += len(batch.bad)
+        samples.append(batch.samples)
+        yield batch.images
     if num_left_out:
-        _log.warning(
-            "%s: %d images are left out, unreadable or without a label", dataset.source.name, num_left_out
-        )
+        _log.warning("%s: %d unreadable images are left out", dataset.source.name, num_left_out)
 
 
-def _shared_classes(train: Source, test: Source, labels: Sequence[NDArray[np.int64] | None]) -> list[str]:
+def _shared_classes(sources: tuple[Source, Source], labels: Sequence[NDArray[np.int64] | None]) -> list[str]:
     """Names of the classes that images have, the same in train and test; -1 is an image without a label.
 
     Raises:
         DataError: No labels, one class only, or a class that the other data set lacks.
     """
+    train, test = sources
     names = []
-    for option, source, numbers in zip(("--train", "--test"), (train, test), labels, strict=True):
+    for option, source, numbers in zip(("--train", "--test"), sources, labels, strict=True):
         present = [] if numbers is None else [source.classes[i] for i in np.unique(numbers[numbers >= 0])]
         if not present:
             raise DataError(

@@ -19,8 +19,9 @@ class Attention(nn.Module):
 
     Two paths compute the same thing: ``fused`` is PyTorch's ``scaled_dot_product_attention``,
     best on GPUs and long sequences; ``matmul`` writes out the two products and the softmax,
-    which on CPUs is several times faster backward at the 10-200 tokens met here. Which one a
-    run uses is measured once by `openjepa.runtime` and set with `set_attention_path`.
+    which on some CPUs is several times faster backward at the 10-200 tokens met here. Which one a
+    run trains with is measured once by `openjepa.runtime` and set with `set_attention_path`. Where
+    there is no backward pass, as in the target encoder, it is always ``fused``.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -41,7 +42,7 @@ class Attention(nn.Module):
             q = F.linear(x[:, -num_queries:], weight[:dim], bias[:dim]).reshape(shape).transpose(1, 2)
             keys_values = F.linear(x, weight[dim:], bias[dim:]).reshape(batch, num_tokens, 2, *shape[2:])
             k, v = keys_values.permute(2, 0, 3, 1, 4)
-        if self.path == "fused":
+        if self.path == "fused" or not torch.is_grad_enabled():
             out = F.scaled_dot_product_attention(q, k, v)  # (B, H, n, d)
         else:
             scale = q.shape[-1] ** -0.5

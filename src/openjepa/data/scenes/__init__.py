@@ -1,0 +1,1 @@
+"""`scenes`: a data set that the project renders itself, the same on every machine."""

@@ -1,0 +1,167 @@
+"""`report.html`: one self-contained page about a run, written from what lies in the run's folder.
+
+`openjepa pretrain` writes it when a run ends, `openjepa evaluate` again when a result is added. It shows
+config.yaml, environment.json, metrics.jsonl, pictures/*.png, and every evaluation (*.json) in the folder.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from openjepa.health import Health, describe
+from openjepa.viz.curves import CURVES, draw_curve
+from openjepa.viz.pictures import Picture
+
+PICTURES = {
+    "masks": (
+        "What it had to predict",
+        "Training views. From the left: the whole view, the context block that the context encoder sees, and the "
+        "target blocks whose features the predictor is asked for. Only the target encoder sees the whole.",
+    ),
+    "features": (
+        "What the patches say",
+        "Below each image its patch features as colours: their first three principal components as red, green and "
+        "blue, shared by all images. Parts of a kind in the same colour mean that the encoder tells them apart; the "
+        "same wash of colours over every image means that it knows only the position.",
+    ),
+    "neighbours": (
+        "What it takes to be alike",
+        "Left an image, right of the gap those whose average-pooled features are nearest (cosine).",
+    ),
+}
+"""Titles and meanings of a run's pictures, in the order of the page."""
+
+
+def save_picture(folder: Path, name: str, picture: Picture) -> None:
+    """Keep one of ``PICTURES`` (height, width, 3) with a run."""
+    assert name in PICTURES, name
+    (folder / "pictures").mkdir(exist_ok=True)
+    Image.fromarray(picture).save(folder / "pictures" / f"{name}.png")
+
+
+def write_report(folder: Path) -> Path:
+    """Write a run's report.html from what lies in its folder.
+
+    Returns:
+        Where it is.
+    """
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    data, model = environment["data"], environment["model"]
+    verdict, healthy = _verdict(rows, model["embed_dim"])
+    charts = [
+        {"title": curve.title, "meaning": curve.meaning, "svg": svg}
+        for curve in CURVES
+        if (svg := draw_curve(rows, curve.metric)) is not None
+    ]
+    page = _template().render(
+        title=f"{config['model']['name']} on {data['name']}",
+        subtitle=f"{config['method']} · preset {config['preset']} · OpenJEPA {environment['openjepa']}",
+        verdict=verdict,
+        healthy=healthy,
+        facts=_facts(config, environment, rows),
+        evaluations=[_evaluation(path.name, result) for path, result in _evaluations(folder)],
+        charts=charts,
+        pictures=[picture for name in PICTURES if (picture := _picture(folder, name)) is not None],
+        command=environment["command"],
+        config=(folder / "config.yaml").read_text(encoding="utf-8"),
+        environment=json.dumps(environment, indent=1, ensure_ascii=False),
+    )
+    path = folder / "report.html"
+    draft = path.with_suffix(".tmp")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def _template() -> Any:
+    loader = PackageLoader("openjepa.viz", ".")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(
+        "report.html.j2"
+    )
+
+
+def _facts(
+    config: Mapping[str, Any], environment: Mapping[str, Any], rows: list[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Names and values for the head of the page."""
+    data, model = environment["data"], environment["model"]
+    height, width = model["image_size"]
+    patch = model["patch_size"][0]
+    facts = [
+        ("Data", f"{data['name']}: {data['num_images']:,} images, seen at {height} × {width} px"),
+        (
+            "Encoder",
+            f"{config['model']['name']}: {model['embed_dim']} wide, {model['depth']} deep, patches of {patch} px",
+        ),
+        ("Predictor", f"{model['predictor_dim']} wide, {model['predictor_depth']} deep"),
+    ]
+    if rows:
+        last = rows[-1]
+        speed = last["images"] / max(last["seconds"], 1e-9)
+        facts += [
+            ("Training", f"{last['step']:,} steps of {config['data']['batch_size']} images, {last['seconds'] / 60:.1f} "
+                         f"minutes, {speed:,.0f} images/s on average"),
+            ("Masks", f"{config['masks']['name']}: {last['context_patches']} context and {last['target_patches']} "
+                      "patches in each target block at the end"),
+        ]  # fmt: skip
+    machine = f"{environment['cores']} cores, {environment['processor']}, PyTorch {environment['torch']}"
+    return [*facts, ("Machine", environment["cuda"] or machine)]
+
+
+def _verdict(rows: list[Mapping[str, Any]], num_features: int) -> tuple[str, bool]:
+    """The last health check in words, and whether it is good news."""
+    measured = [row for row in rows if "rankme" in row]
+    if not measured:
+        return "", True
+    health = Health(**{name: measured[-1][name] for name in Health.__dataclass_fields__})
+    words = describe(health, num_features=num_features)
+    return words, words.startswith("healthy")
+
+
+def _evaluations(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The results of `openjepa evaluate --out` in a run's folder."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and {"protocols", "baselines", "num_test"} <= content.keys():
+            found.append((path, content))
+    return found
+
+
+def _evaluation(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as the page's table wants it; the best of each row stands out."""
+    columns = {"this encoder": result["protocols"], **result["baselines"]}
+    rows = []
+    for protocol in result["protocols"]:
+        values = [column.get(protocol, {}).get("top1") for column in columns.values()]
+        best = max(value for value in values if value is not None)
+        cells = [{"text": "–" if v is None else f"{v:.1%}", "best": v == best} for v in values]
+        rows.append({"name": protocol, "cells": cells})
+    return {
+        "name": name,
+        "encoder": result["encoder"],
+        "num_train": f"{result['num_train']:,}",
+        "num_test": f"{result['num_test']:,}",
+        "majority": f"{result['majority_class']:.1%}",
+        "columns": [column.replace("_", " ") for column in columns],
+        "rows": rows,
+    }
+
+
+def _picture(folder: Path, name: str) -> dict[str, Any] | None:
+    path = folder / "pictures" / f"{name}.png"
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        width, height = image.size
+    title, meaning = PICTURES[name]
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"title": title, "meaning": meaning, "data": data, "width": width, "height": height}
