@@ -35,6 +35,13 @@ def test_the_automatic_preset_fits_any_size(side: int) -> None:
     assert config.data.batch_size <= 128
 
 
+def test_another_mask_sampler_starts_from_its_own_settings() -> None:
+    config = load_config(preset("small"), overrides=["masks.target_fraction=0.5", "masks.name=random"])
+    assert config.masks.settings() == {"target_fraction": 0.5}
+    same = load_config(preset("small"), overrides=["masks.name=multiblock"])
+    assert same.masks.settings() == {"context_fraction": 28 / 64}
+
+
 def test_later_layers_win(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("optim: {lr: 1e-4, weight_decay: 0.1}\nseed: 3\n")

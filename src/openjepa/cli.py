@@ -58,6 +58,9 @@ def pretrain(
         bool, typer.Option("--allow-data-change", help="Let it change data.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is in --out.")] = False,
+    stop_on_collapse: Annotated[
+        bool, typer.Option("--stop-on-collapse", help="Fail (exit 6) when features become constant.")
+    ] = False,
 ) -> None:
     """Pretrain an encoder on unlabelled images."""
     from openjepa.apps.pretrain import pretrain as run  # heavy imports only when needed
@@ -66,7 +69,7 @@ def pretrain(
         data=data, out=out, method=method, preset=preset, config=config, set=set or (), epochs=epochs, steps=steps,
         max_minutes=max_minutes, seed=seed, devices=devices, channels=channels, eval_train=eval_train,
         eval_test=eval_test, resume=resume, override=override, allow_data_change=allow_data_change,
-        overwrite=overwrite,
+        overwrite=overwrite, stop_on_collapse=stop_on_collapse,
     )  # fmt: skip
 
 

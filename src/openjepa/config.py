@@ -79,6 +79,9 @@ class ModelConfig(Section):
     """Blocks of the predictor."""
     predictor_heads: int | None = Field(None, ge=1)
     """Attention heads of the predictor; by default the encoder's."""
+    shared_context: bool = False
+    """Whether the predictor computes context tokens once for all target blocks (they then do not see mask tokens)
+    instead of once for each, as the paper: less work, see docs/log.md."""
 
     @field_validator("patch_size", mode="before")
     @classmethod

@@ -28,6 +28,12 @@ class NonFiniteError(UserError):
     exit_code = 5
 
 
+class CollapseError(UserError):
+    """The features became constant, or at the end of a run still tell nothing but the position."""
+
+    exit_code = 6
+
+
 class Preempted(Exception):
     """The process was asked to stop; the run was saved and goes on with --resume."""
 

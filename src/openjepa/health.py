@@ -155,6 +155,15 @@ def _gather(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens[torch.arange(len(tokens), device=tokens.device)[:, None, None], index]
 
 
+def has_collapsed(health: Health, *, num_features: int, ended: bool) -> bool:
+    """Whether a run has failed: NaN or constant features at any time, or at its end only the position in them."""
+    if not all(map(math.isfinite, astuple(health))):
+        return True
+    if ended and health.position_gap < POSITION_GAP_FLOOR:
+        return True
+    return health.feature_std * math.sqrt(num_features) < COLLAPSED_SPREAD
+
+
 def describe(health: Health, *, num_features: int) -> str:
     """One line that says what the numbers mean and, where something is wrong, what to try.
 

@@ -15,7 +15,7 @@ Settings = dict[str, Any]
 
 
 def small() -> Settings:
-    """Images of about 32 px on a CPU or a small GPU: ViT 128 wide, 4 deep, patches of 4 px (0.9 M parameters)."""
+    """Images of 28 to 80 px on a CPU or a small GPU: ViT 128 wide, 4 deep, about 8 × 8 patches (0.9 M parameters)."""
     return {
         "data": {"image_size": 32, "batch_size": 64},
         "model": {"name": "vit_nano", "patch_size": 4},
@@ -27,7 +27,7 @@ def small() -> Settings:
 
 
 def medium() -> Settings:
-    """Images of about 64 to 128 px: ViT 192 wide, 6 deep, 12 × 12 patches of 8 px."""
+    """Images of about 80 to 160 px: ViT 192 wide, 6 deep, 12 × 12 patches of 8 px."""
     return _derive(
         small(),
         {"data": {"image_size": 96}, "model": {"name": "vit_micro", "patch_size": 8}, "optim": {"lr": 1e-3}},
@@ -87,17 +87,22 @@ def preset(name: str) -> Settings:
 
 def choose_preset(side: int, num_images: int) -> tuple[Settings, str]:
     """Settings for so many images of this typical shorter side in pixels, and the reason in words."""
-    if side < 48:
-        name, size = "small", max(28, 4 * (side // 4))  # 7 × 7 patches are the fewest that the masks suit
+    if side < 80:
+        patch = 4 if side < 56 else 8
+        name, size = (
+            "small",
+            max(28, patch * (side // patch)),
+        )  # 7 × 7 patches are the fewest that the masks suit
     elif side < 160:
-        name, size = "medium", 8 * (side // 8)
+        name, size, patch = "medium", 8 * (side // 8), 8
     else:
-        name, size = "standard", 224
+        name, size, patch = "standard", 224, 16
     chosen = preset(name)
     largest = 1 << (num_images.bit_length() - 1)
     batch_size = min(chosen["data"]["batch_size"], largest)
     reason = f"{name} at {size} px, batch {batch_size}: {num_images:,} images, shorter side about {side} px"
-    return _derive(chosen, {"data": {"image_size": size, "batch_size": batch_size}}), reason
+    fitted = {"data": {"image_size": size, "batch_size": batch_size}, "model": {"patch_size": patch}}
+    return _derive(chosen, fitted), reason
 
 
 def _derive(parent: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:

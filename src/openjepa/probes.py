@@ -5,6 +5,7 @@ draws no random number that the run uses.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from openjepa.data.dataset import ImageDataset, spread
 from openjepa.data.preprocess import normalise
-from openjepa.errors import DataError
+from openjepa.errors import CollapseError, DataError
 from openjepa.evals.knn import knn
-from openjepa.health import Health, describe, measure
+from openjepa.health import Health, describe, has_collapsed, measure
 from openjepa.masks import Masks, MaskSampler
 from openjepa.methods.ijepa import IJEPA
 
@@ -61,6 +62,21 @@ class HealthProbe:
         )
         self._say(f"health   {describe(health, num_features=features[0].shape[1])}")
         return _rounded(health)
+
+
+def stop_on_collapse(row: dict[str, Any], *, num_features: int) -> None:
+    """End a run that has collapsed by a line of its metrics; lines without health pass.
+
+    Raises:
+        CollapseError: What was measured, and what to try.
+    """
+    names = Health.__dataclass_fields__
+    if not names.keys() <= row.keys():
+        return
+    health = Health(**{name: row[name] for name in names})
+    if has_collapsed(health, num_features=num_features, ended=row["progress"] >= 1):
+        words = describe(health, num_features=num_features)
+        raise CollapseError(f"stopped at step {row['step']:,}: {words}")
 
 
 class KnnProbe:

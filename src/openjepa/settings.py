@@ -45,6 +45,9 @@ def load_config(
             raise UserError(f"--set {text!r}: expected KEY=VALUE, for example --set optim.lr=1e-3")
         layers.append((key.strip(), yaml.safe_load(value)))
     layers += (changes or {}).items()
+    masks = tree.get("masks", {})
+    if dict(layers).get("masks.name", masks.get("name")) != masks.get("name"):
+        tree["masks"] = {}  # the base's settings are those of another sampler
     for key, value in layers:
         set_key(tree, key, value)
     try:

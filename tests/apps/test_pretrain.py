@@ -270,3 +270,16 @@ def test_two_processes_make_the_same_steps(photos: Path, whole: Path, tmp_path: 
     assert ended.returncode == 0, ended.stderr
     for ours, theirs in zip(rows(out), rows(whole), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_a_collapsed_run_fails_when_asked_to(photos: Path, tmp_path: Path) -> None:
+    """Forty times the same picture: features cannot differ."""
+    same = tmp_path / "same"
+    same.mkdir()
+    source = next(photos.rglob("*.jpg")).read_bytes()
+    for number in range(40):
+        (same / f"{number}.jpg").write_bytes(source)
+    done = run([*options(same, tmp_path / "run", "--preset", "small", "--steps", "12"), "--stop-on-collapse"])
+    assert done.returncode == 6, done.stderr
+    assert "stopped at step 6: collapsed: features are constant" in done.stderr
+    assert rows(tmp_path / "run")[-1]["step"] == 6

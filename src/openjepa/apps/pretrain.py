@@ -30,7 +30,7 @@ from openjepa.masks import MaskSampler, make_masks
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.models.transformer import set_attention_path
 from openjepa.presets import choose_preset, preset
-from openjepa.probes import HealthProbe, KnnProbe
+from openjepa.probes import HealthProbe, KnnProbe, stop_on_collapse
 from openjepa.progress import TrainingProgress
 from openjepa.resume import check_changes, check_data
 from openjepa.run import Probe, Run
@@ -58,6 +58,7 @@ class _Request:
     override: bool
     allow_data_change: bool
     overwrite: bool
+    stop_on_collapse: bool
 
 
 def pretrain(
@@ -80,6 +81,7 @@ def pretrain(
     override: bool = False,
     allow_data_change: bool = False,
     overwrite: bool = False,
+    stop_on_collapse: bool = False,
 ) -> Path:
     """Pretrain an encoder on unlabelled images; returns the run's folder.
 
@@ -102,9 +104,12 @@ def pretrain(
         override: Let a resumed run change settings that affect its result.
         allow_data_change: Let a resumed run go on with other data.
         overwrite: Remove what is in ``out``.
+        stop_on_collapse: End the run with an error when its features have become constant, or at its end only
+            tell the position.
 
     Raises:
         UserError: A mistake in settings, data or checkpoints; the message says what to do.
+        CollapseError: With ``stop_on_collapse``: there is nothing to evaluate. The metrics are kept.
         Preempted: Asked to stop by a signal; the run was saved.
     """
     options: dict[str, Any] = {
@@ -122,7 +127,7 @@ def pretrain(
     request = _Request(
         data=data, out=Path(out), preset=preset, config=config, set=set, options=given, eval_train=eval_train,
         eval_test=eval_test, resume=resume, override=override, allow_data_change=allow_data_change,
-        overwrite=overwrite,
+        overwrite=overwrite, stop_on_collapse=stop_on_collapse,
     )  # fmt: skip
     _prepare(request)
     return Path(out)
@@ -199,9 +204,15 @@ def _train(
     torch.set_num_threads(config.runtime.threads or 1)
     method = model_of(config)
     set_attention_path(method, resolved_attention(config.runtime))
+
+    def watch(row: dict[str, Any]) -> None:
+        on_row(row)
+        if request.stop_on_collapse:
+            stop_on_collapse(row, num_features=architecture.embed_dim)
+
     run = Run(
         config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder,
-        probes=_probes(request, config, dataset, sampler, say), on_row=on_row,
+        probes=_probes(request, config, dataset, sampler, say), on_row=watch,
         on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
     )  # fmt: skip
     if saved is not None:

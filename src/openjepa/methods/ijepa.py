@@ -154,6 +154,7 @@ def build_ijepa(
             predictor_dim=shape.predictor_dim,
             depth=shape.predictor_depth,
             num_heads=shape.predictor_heads,
+            shared_context=shape.shared_context,
         )
     model = IJEPA(encoder, predictor, loss=loss, target_norm=target_norm)
     model.architecture = architecture

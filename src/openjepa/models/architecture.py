@@ -23,6 +23,7 @@ class Architecture:
     predictor_dim: int
     predictor_depth: int
     predictor_heads: int
+    shared_context: bool = False
 
     def __post_init__(self) -> None:
         for name, heads, width in (
@@ -75,4 +76,5 @@ def architecture_of(config: Config) -> Architecture:
         predictor_dim=model.predictor_dim or size.predictor_dim,
         predictor_depth=model.predictor_depth or size.predictor_depth,
         predictor_heads=model.predictor_heads or num_heads,
+        shared_context=model.shared_context,
     )

@@ -2,7 +2,8 @@
 
 It takes the context tokens and, for each target block, mask tokens: one shared learned vector
 plus the position of each patch to predict. It is applied once for every pair of a context and
-a target block (I-JEPA paper, section 3). Parameter names are the authors'.
+a target block (I-JEPA paper, section 3). With a shared context, context tokens do not attend to mask
+tokens: they are then the same for all target blocks, and are computed once. Parameter names are the authors'.
 
 Shapes: B batch, C contexts, M targets, Nc and Nt patches in each, D encoder's and P predictor's width.
 """
@@ -24,6 +25,7 @@ class Predictor(nn.Module):
         depth: Number of blocks.
         num_heads: Attention heads; must divide P.
         mlp_ratio: Hidden width of the MLP over P.
+        shared_context: Compute context tokens once for all target blocks, instead of once for each.
 
     Raises:
         ValueError: The heads do not divide the width.
@@ -40,10 +42,12 @@ class Predictor(nn.Module):
         depth: int,
         num_heads: int,
         mlp_ratio: float = 4.0,
+        shared_context: bool = False,
     ) -> None:
         super().__init__()
         if predictor_dim % num_heads:
             raise ValueError(f"{num_heads} heads do not divide predictor width {predictor_dim}")
+        self.shared_context = shared_context
         self.predictor_embed = nn.Linear(embed_dim, predictor_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, predictor_dim))
         self.register_buffer("predictor_pos_embed", sincos_pos_embed(predictor_dim, grid))  # (1, N, P)
@@ -67,25 +71,28 @@ class Predictor(nn.Module):
         Returns:
             (B, C, M, Nt, D) predicted features.
         """
-        batch, num_contexts, num_visible, _ = context.shape
-        _, num_targets, num_hidden = target_index.shape
-        width = self.mask_token.shape[-1]
-
         visible = self.predictor_embed(context)
         visible = visible + self.predictor_pos_embed[0][context_index]  # (B, C, Nc, P)
         hidden = self.mask_token + self.predictor_pos_embed[0][target_index]  # (B, M, Nt, P)
+        hidden = hidden[:, None].expand(-1, context.shape[1], -1, -1, -1)  # (B, C, M, Nt, P)
+        answer = self._answer_shared if self.shared_context else self._answer
+        return self.predictor_proj(self.predictor_norm(answer(visible, hidden)))
 
-        pairs = (batch, num_contexts, num_targets)
-        tokens = torch.cat(
-            [
-                visible[:, :, None].expand(*pairs, num_visible, width),
-                hidden[:, None].expand(*pairs, num_hidden, width),
-            ],
-            dim=3,
-        ).flatten(0, 2)  # (B·C·M, Nc + Nt, P)
+    def _answer(self, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Every pair of a context and a target block by itself: (B, C, Nc, P), (B, C, M, Nt, P) -> (B, C, M, Nt, P)."""
+        num_targets, num_hidden = hidden.shape[2:4]
+        repeated = visible[:, :, None].expand(-1, -1, num_targets, -1, -1)
+        tokens = torch.cat([repeated, hidden], dim=3).flatten(0, 2)  # (B·C·M, Nc + Nt, P)
         for block in self.predictor_blocks[:-1]:
             tokens = block(tokens)
         # Only the mask tokens are read, so the last block computes no other output.
-        tokens = self.predictor_blocks[-1](tokens, num_hidden)
-        predictions = self.predictor_proj(self.predictor_norm(tokens))
-        return predictions.unflatten(0, pairs)
+        return self.predictor_blocks[-1](tokens, num_hidden).view(hidden.shape)
+
+    def _answer_shared(self, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Context tokens once for all target blocks; shapes as in ``_answer``."""
+        tokens, queries = visible.flatten(0, 1), hidden.flatten(0, 1)  # (B·C, Nc, P), (B·C, M, Nt, P)
+        last = len(self.predictor_blocks) - 1
+        for depth, block in enumerate(self.predictor_blocks):
+            assert isinstance(block, Block)
+            tokens, queries = block.forward_shared(tokens, queries, only_groups=depth == last)
+        return queries.view(hidden.shape)

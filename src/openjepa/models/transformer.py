@@ -42,12 +42,44 @@ class Attention(nn.Module):
             q = F.linear(x[:, -num_queries:], weight[:dim], bias[:dim]).reshape(shape).transpose(1, 2)
             keys_values = F.linear(x, weight[dim:], bias[dim:]).reshape(batch, num_tokens, 2, *shape[2:])
             k, v = keys_values.permute(2, 0, 3, 1, 4)
+        return self.proj(self._attend(q, k, v).transpose(1, 2).reshape(batch, -1, dim))
+
+    def forward_shared(
+        self, context: Tensor, groups: Tensor, *, only_groups: bool = False
+    ) -> tuple[Tensor | None, Tensor]:
+        """Attend among context tokens, and from each of G groups to the context and to itself.
+
+        Args:
+            context: (B, n, D).
+            groups: (B, G, m, D).
+            only_groups: Leave the context's own attention out.
+
+        Returns:
+            Of the same shapes; None for the context where it was left out.
+        """
+        _, num_groups, num_queries, dim = groups.shape
+        heads = (3, self.num_heads, dim // self.num_heads)
+        q, k, v = self.qkv(context).unflatten(2, heads).permute(2, 0, 3, 1, 4)  # (B, H, n, d)
+        own_q, own_k, own_v = (
+            self.qkv(groups).unflatten(3, heads).permute(3, 0, 4, 1, 2, 5)
+        )  # (B, H, G, m, d)
+        # The softmax is over both; the context's keys are multiplied once, with the queries of all groups.
+        own_q = own_q * own_q.shape[-1] ** -0.5
+        to_context = (own_q.flatten(2, 3) @ k.transpose(-2, -1)).unflatten(2, (num_groups, num_queries))
+        to_own = own_q @ own_k.transpose(-2, -1)  # (B, H, G, m, m)
+        weights = torch.cat([to_context, to_own], dim=-1).softmax(dim=-1)
+        from_context, from_own = weights.split([k.shape[2], num_queries], dim=-1)
+        mixed = (from_context.flatten(2, 3) @ v).unflatten(2, (num_groups, num_queries)) + from_own @ own_v
+        answer = self.proj(mixed.permute(0, 2, 3, 1, 4).reshape(groups.shape))
+        if only_groups:
+            return None, answer
+        return self.proj(self._attend(q, k, v).transpose(1, 2).reshape(context.shape)), answer
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H, n, d) queries, (B, H, m, d) keys and values -> (B, H, n, d)."""
         if self.path == "fused" or not torch.is_grad_enabled():
-            out = F.scaled_dot_product_attention(q, k, v)  # (B, H, n, d)
-        else:
-            scale = q.shape[-1] ** -0.5
-            out = ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        return self.proj(out.transpose(1, 2).reshape(batch, -1, dim))
+            return F.scaled_dot_product_attention(q, k, v)
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
 
 class Mlp(nn.Module):
@@ -78,6 +110,20 @@ class Block(nn.Module):
         residual = x if num_outputs is None else x[:, -num_outputs:]
         x = residual + self.attn(self.norm1(x), num_outputs)
         return x + self.mlp(self.norm2(x))
+
+    def forward_shared(
+        self, context: Tensor, groups: Tensor, *, only_groups: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As `Attention.forward_shared`, but with ``only_groups`` the context comes back as it was."""
+        attended, grouped = self.attn.forward_shared(
+            self.norm1(context), self.norm1(groups), only_groups=only_groups
+        )
+        groups = groups + grouped
+        groups = groups + self.mlp(self.norm2(groups))
+        if attended is None:
+            return context, groups
+        context = context + attended
+        return context + self.mlp(self.norm2(context)), groups
 
 
 def init_weights(module: nn.Module) -> None:
