@@ -101,3 +101,9 @@ def test_named_sizes_have_the_published_parameters(name: str, millions: float) -
     config = load_config(preset("standard"), overrides=[f"model.name={name}"])
     encoder = build_ijepa(architecture_of(config)).context_encoder
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.15)
+
+
+@pytest.mark.parametrize("recipe", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_whole(recipe: Path) -> None:
+    config = load_config(preset("small"), file=recipe)
+    make_masks(config.masks.name, grid=architecture_of(config).grid, **config.masks.settings())

@@ -22,6 +22,7 @@ Picture = NDArray[np.uint8]
 _TILE = 96  # pixels a side
 _GAP = 6
 _HIDDEN = 232  # grey of patches that are not shown
+_WATCHED = 256  # images whose patches give the components
 _TOKENS = (
     2**17
 )  # patches embedded in search of neighbours: seconds for small models, a minute for ViT-S on a CPU
@@ -51,22 +52,33 @@ def masks_picture(
 
 
 def features_picture(model: IJEPA, dataset: ImageDataset, *, num: int = 8) -> Picture:
-    """Images above the first three principal components of their patch features, as red, green and blue.
+    """Images above the principal components of their patch features, as red, green and blue, in two rows.
 
-    The components are those of all shown patches together, so a colour means the same in every image.
+    In the second row the mean of each position is taken away first: only what differs between images is left.
+    Components are those of many patches together, so a colour means the same in every image of a row.
     """
-    images = dataset.evaluation_batch(spread(len(dataset), num)).images
-    features = _encode(model, images)  # (B, N, D)
-    flat = features.flatten(0, 1)
-    centred = flat - flat.mean(dim=0)
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    parts = centred @ directions[:3].T  # (B·N, ≤3)
-    parts = F.pad(parts, (0, 3 - parts.shape[1]))
-    low, high = parts.quantile(0.02, dim=0), parts.quantile(0.98, dim=0)
-    colours = ((parts - low) / (high - low).clamp_min(1e-9)).clamp(0, 1) * 255
+    images = dataset.evaluation_batch(spread(len(dataset), _WATCHED)).images
+    features = torch.cat([_encode(model, part) for part in images.split(64)])  # (B, N, D)
+    shown = torch.from_numpy(spread(len(images), num))
     assert model.architecture is not None
-    maps = colours.reshape(len(images), *model.architecture.grid, 3).to(torch.uint8).numpy()
-    return _mosaic([_tiles(images), [_fit(one, _TILE) for one in maps]])
+    rows = [
+        [_fit(one, _TILE) for one in _colours(part, shown).unflatten(1, model.architecture.grid).numpy()]
+        for part in (features, features - features.mean(dim=0))
+    ]
+    return _mosaic([_tiles(images[shown]), *rows])
+
+
+def _colours(features: Tensor, shown: Tensor) -> Tensor:
+    """Principal components 1 to 3 (n, N, 3) uint8 of the shown images among (B, N, D)."""
+    flat = features.flatten(0, 1)
+    flat = flat - flat.mean(dim=0)
+    _, directions = torch.linalg.eigh(flat.T @ flat)  # ascending
+    parts = flat @ directions.flip(1)[:, :3]  # (B·N, ≤3)
+    parts = F.pad(parts, (0, 3 - parts.shape[1]))
+    ordered = parts.sort(dim=0).values
+    low, high = ordered[int(0.02 * len(parts))], ordered[int(0.98 * (len(parts) - 1))]
+    colours = ((parts - low) / (high - low).clamp_min(1e-9)).clamp(0, 1) * 255
+    return colours.unflatten(0, features.shape[:2])[shown].to(torch.uint8)
 
 
 def neighbours_picture(model: IJEPA, dataset: ImageDataset, *, num: int = 6, shown: int = 8) -> Picture:

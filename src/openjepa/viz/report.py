@@ -27,8 +27,8 @@ PICTURES = {
     "features": (
         "What the patches say",
         "Below each image its patch features as colours: their first three principal components as red, green and "
-        "blue, shared by all images. Parts of a kind in the same colour mean that the encoder tells them apart; the "
-        "same wash of colours over every image means that it knows only the position.",
+        "blue, shared by all images. The same wash of colours over every image is the position. In the last row the "
+        "mean of each position is taken away: parts of a kind in the same colour mean that the encoder knows them.",
     ),
     "neighbours": (
         "What it takes to be alike",
@@ -140,18 +140,18 @@ def _evaluation(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """A result as the page's table wants it; the best of each row stands out."""
     columns = {"this encoder": result["protocols"], **result["baselines"]}
     rows = []
-    for protocol in result["protocols"]:
+    for protocol, scores in result["protocols"].items():
         values = [column.get(protocol, {}).get("top1") for column in columns.values()]
         best = max(value for value in values if value is not None)
         cells = [{"text": "–" if v is None else f"{v:.1%}", "best": v == best} for v in values]
+        cells.append({"text": f"{scores['majority_class']:.1%}", "best": False})
         rows.append({"name": protocol, "cells": cells})
     return {
         "name": name,
         "encoder": result["encoder"],
         "num_train": f"{result['num_train']:,}",
         "num_test": f"{result['num_test']:,}",
-        "majority": f"{result['majority_class']:.1%}",
-        "columns": [column.replace("_", " ") for column in columns],
+        "columns": [*(column.replace("_", " ") for column in columns), "most frequent class"],
         "rows": rows,
     }
 

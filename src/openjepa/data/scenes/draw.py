@@ -22,7 +22,9 @@ SHAPES = ("sphere", "cube", "cylinder")
 FINISHES = ("matte", "metal")
 COLOURS = ("grey", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
-RADII = (0.42, 0.58, 0.78)
+RADII = (0.42, 0.54, 0.68)
+LARGEST = 0.98
+"""Radius of one object of each scene, so that there is a largest."""
 EXTENTS = (1.0, 0.74, 0.83)
 """Half a sphere's, cube's and cylinder's height over the radius, so that none looks larger than the others."""
 FOCAL = 2.3
@@ -94,6 +96,7 @@ def draw(seed: int, samples: Ints, attempts: Ints) -> Scenes:
     objects = uniform(seed, "objects", samples, attempts, num=5 * MAX_OBJECTS).reshape(-1, 5, MAX_OBJECTS)
     shape = _choose(objects[:, 0], len(SHAPES))
     radius = np.asarray(RADII)[_choose(objects[:, 1], len(RADII))]
+    radius[:, 0] = LARGEST
     turn = 2 * objects[:, 4] - 1  # the tangent of half an angle, so that no sine is needed
     x, y, placed = _place(
         uniform(seed, "places", samples, attempts, num=2 * _CANDIDATES * MAX_OBJECTS), radius, count
