@@ -115,6 +115,30 @@ def scan(
     run(data, test=test, channels=channels)
 
 
+bench = typer.Typer(help="Time OpenJEPA on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("step")
+def bench_step(
+    reference: Annotated[Path | None, typer.Option(help="Your clone of facebookresearch/ijepa.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="tiny, small or base; may be repeated.")] = None,
+    repeats: Annotated[int, typer.Option(help="Steps of each side, after one to warm up.")] = 7,
+    threads: Annotated[int | None, typer.Option(help="Threads of each side.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Another batch size.")] = None,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="All sides in bfloat16 autocast.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Also say where the time goes.")] = False,
+) -> None:
+    """The training step, side by side with the authors' code."""
+    from openjepa.bench.step import bench_step as run
+
+    given = {"cases": case} if case else {}
+    run(
+        reference=reference, repeats=repeats, threads=threads, batch=batch, bfloat16=bfloat16, profile=profile,
+        say=typer.echo, **given,
+    )  # fmt: skip
+
+
 def main() -> None:
     """Run the command; a user's mistake is one message and an exit code, never a traceback."""
     try:

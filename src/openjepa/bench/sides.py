@@ -1,23 +1,18 @@
-"""The training step, timed against the authors' code, side by side.
+"""The two sides of the step benchmark, each to run in a process of its own: our training step, and the authors'.
 
-    python benchmarks/step.py --reference path/to/ijepa --case tiny small base
-
-`--reference` is your own clone of facebookresearch/ijepa (CC BY-NC; nothing of it is here). Each side runs in a
-process of its own, so that neither changes the other's memory allocator, and they take turns, step by step. Both
-start from the same weights and get the same images and mask indices, drawn by our sampler, and do a whole step:
-target pass, context, predictor, loss, backward, AdamW, moving average. That their losses agree is printed too.
-Drawing the masks is timed apart. What the columns mean stands in README.md.
+The authors' modules are imported from the user's own clone of facebookresearch/ijepa (CC BY-NC); nothing of it is here.
 """
 
-import argparse
 import copy
-import multiprocessing
-import statistics
+import importlib
+import logging
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +30,7 @@ from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.models.architecture import Architecture
 from openjepa.models.transformer import set_attention_path
 from openjepa.optim import make_optimizer
-from openjepa.runtime import available_cores, fastest_attention
+from openjepa.runtime import fastest_attention
 from openjepa.train import Hyperparameters, Objective, train_step
 
 HYPER = Hyperparameters(lr=1e-4, weight_decay=0.05, ema_momentum=0.996)
@@ -96,21 +91,20 @@ CASES = {
 class Options(NamedTuple):
     """What the command line says about every case."""
 
-    reference: Path
+    reference: Path | None
     threads: int
     bfloat16: bool
 
 
-# ------------------------------------------------------------------------------------------------- the two sides
+Side = tuple[Callable[[], float], Callable[[], Any], int]
+"""A step (returns its loss), the drawing of its masks, and the bytes of weights, gradients and moments."""
 
 
-def ours(
-    case: Case, options: Options, images: Tensor, masks: Masks
-) -> tuple[Callable[[], float], Callable[[], Any]]:
-    """A step as `openjepa pretrain` makes it, and the drawing of its masks."""
+def ours(case: Case, options: Options, images: Tensor, masks: Masks, *, shared_context: bool = False) -> Side:
+    """A step as `openjepa pretrain` makes it."""
     keep_freed_memory()
     fabric = Fabric(accelerator="cpu", devices=1)
-    model = build_ijepa(case.architecture)
+    model = build_ijepa(replace(case.architecture, shared_context=shared_context))
     num_context, num_target = masks.context.shape[2], masks.target.shape[2]
     shapes = [
         (len(images), num_context, case.width, case.heads),
@@ -118,25 +112,25 @@ def ours(
     ]
     dtype = torch.bfloat16 if options.bfloat16 else torch.float32
     set_attention_path(model, fastest_attention(shapes, "cpu", dtype))
-    objective = Objective(model, bfloat16=options.bfloat16)
-    wrapped, optimizer = fabric.setup(objective, make_optimizer(model))
-    return lambda: train_step(fabric, wrapped, optimizer, [(images, masks)], hyper=HYPER), lambda: case.masks(
-        1
-    )
+    wrapped, optimizer = fabric.setup(Objective(model, bfloat16=options.bfloat16), make_optimizer(model))
+
+    def step() -> float:
+        return train_step(fabric, wrapped, optimizer, [(images, masks)], hyper=HYPER)
+
+    return step, lambda: case.masks(1), _state_bytes(model)
 
 
-def theirs(
-    case: Case, options: Options, images: Tensor, masks: Masks
-) -> tuple[Callable[[], float], Callable[[], Any]]:
-    """A step in the order of the authors' training script, with their modules, and their mask collator."""
-    import logging
-
+def theirs(case: Case, options: Options, images: Tensor, masks: Masks) -> Side:
+    """A step with the authors' modules, in the order of their training script, and their mask collator."""
     sys.path.insert(0, str(options.reference))
     logging.disable()  # they print their networks
     masking, tensors, log = (
         _import(f"src.{name}") for name in ("masks.utils", "utils.tensors", "utils.logging")
     )
-    encoder, predictor, target = _their_networks(case, build_ijepa(case.architecture))
+    model = build_ijepa(case.architecture)
+    state = _state_bytes(model)
+    encoder, predictor, target = _their_networks(case, model)
+    del model
     optimizer, _, schedule, decay_schedule = _import("src.helper").init_opt(
         encoder=encoder, predictor=predictor, iterations_per_epoch=10_000, num_epochs=1, warmup=0, ipe_scale=1.0,
         start_lr=HYPER.lr, ref_lr=HYPER.lr, final_lr=HYPER.lr, wd=HYPER.weight_decay, final_wd=HYPER.weight_decay,
@@ -161,14 +155,16 @@ def theirs(
         optimizer.zero_grad()
         with torch.no_grad():
             for online, average in zip(encoder.parameters(), target.parameters(), strict=True):
-                average.data.mul_(HYPER.ema_momentum).add_((1.0 - HYPER.ema_momentum) * online.detach().data)
-        return float(loss.detach())
+                newest = online * (1 - HYPER.ema_momentum)
+                average.mul_(HYPER.ema_momentum)
+                average.add_(newest)
+        return loss.item()
 
     collator = _import("src.masks.multiblock").MaskCollator(
         input_size=(case.image,) * 2, patch_size=case.patch, enc_mask_scale=(0.85, 1.0), pred_mask_scale=(0.15, 0.2),
         aspect_ratio=(0.75, 1.5), nenc=1, npred=NUM_TARGETS, min_keep=4,
     )  # fmt: skip
-    return step, lambda: collator([0] * len(images))
+    return step, lambda: collator([0] * len(images)), state
 
 
 def _their_networks(case: Case, model: IJEPA) -> tuple[Any, Any, Any]:
@@ -182,15 +178,25 @@ def _their_networks(case: Case, model: IJEPA) -> tuple[Any, Any, Any]:
     return encoder, predictor, copy.deepcopy(encoder).requires_grad_(False)
 
 
-# -------------------------------------------------------------------------------------------------- measurement
+def _state_bytes(model: IJEPA) -> int:
+    """Weights of three networks, and gradients and two moments of the two that are trained, in float32."""
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    return 4 * (counts["target_encoder"] + 4 * (counts["context_encoder"] + counts["predictor"]))
+
+
+SIDES: dict[str, Callable[[Case, Options, Tensor, Masks], Side]] = {
+    "ours": ours,
+    "ours, shared context": partial(ours, shared_context=True),
+    "theirs": theirs,
+}
 
 
 class Operators(TorchDispatchMode):
     """Seconds spent in each operator, by name."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.seconds: Counter[str] = Counter()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seconds: dict[str, float] = defaultdict(float)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         start = time.perf_counter()
@@ -204,12 +210,13 @@ def serve(side: str, case: Case, options: Options, parent: Connection) -> None:
     torch.set_num_threads(options.threads)
     masks = case.masks(0)
     images = torch.randn(case.batch, 3, case.image, case.image, generator=torch.Generator().manual_seed(0))
-    step, draw = {"ours": ours, "theirs": theirs}[side](case, options, images, masks)
+    before = peak_memory()
+    step, draw, state = SIDES[side](case, options, images, masks)
     answers: dict[str, Callable[[], Any]] = {
         "step": lambda: timed(step),
         "masks": lambda: timed(draw)[0],
         "operators": lambda: operators(step),
-        "memory": peak_memory,
+        "memory": lambda: (before and peak_memory() - before - state, peak_memory()),
     }
     while (question := parent.recv()) is not None:
         parent.send(answers[question]())
@@ -222,102 +229,22 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def operators(step: Callable[[], float]) -> Counter[str]:
+def operators(step: Callable[[], float]) -> dict[str, float]:
     """Seconds in each operator over three steps."""
     with Operators() as counted:
         for _ in range(3):
             step()
-    return counted.seconds
+    return dict(counted.seconds)
 
 
-def peak_memory() -> float | None:
-    """Most memory that this process has held, in GB; None where the system does not say."""
+def peak_memory() -> int:
+    """Most memory that this process has held, in bytes; 0 where the system does not say."""
     try:
         import resource
     except ImportError:  # Windows
-        return None
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    )
-
-
-def matrix_peak() -> float:
-    """FLOP/s of a large float32 product, the best of ten."""
-    matrix = torch.randn(2048, 2048)
-    return 2 * 2048**3 / min(timed(lambda: matrix @ matrix)[0] for _ in range(10))
-
-
-def compare(name: str, case: Case, options: Options, *, repeats: int, profile: bool) -> None:
-    """Let both sides take turns at one case, and print what came out."""
-    context = multiprocessing.get_context("spawn")
-    sides: dict[str, Connection] = {}
-    for side in ("ours", "theirs"):
-        sides[side], child = context.Pipe()
-        context.Process(target=serve, args=(side, case, options, child), daemon=True).start()
-
-    def ask(side: str, question: str) -> Any:
-        sides[side].send(question)
-        return sides[side].recv()
-
-    steps: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
-    for _ in range(repeats + 1):
-        for side in sides:
-            steps[side].append(ask(side, "step"))
-    masks, peak = case.masks(0), matrix_peak()
-    work = case.flops(masks)
-    print(f"\n{name}: batch {case.batch}, {options.threads} threads, {masks.context.shape[2]} context and "
-          f"{NUM_TARGETS} × {masks.target.shape[2]} target patches, {work / 1e9:.2f} GFLOP an image, "
-          f"float32 peak {peak / 1e9:.0f} GFLOP/s\n")  # fmt: skip
-    print(
-        "| | images/s | of the peak | step, ms (range) | masks, ms | images/s with masks | peak memory, GB |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    rates = []
-    for side, measured in steps.items():
-        seconds = [one for one, _ in measured[1:]]  # the first is a warm-up
-        median, memory = statistics.median(seconds), ask(side, "memory")
-        drawing = statistics.median(ask(side, "masks") for _ in range(6))
-        rates.append((case.batch / median, case.batch / (median + drawing)))
-        print(f"| {side} | {rates[-1][0]:.2f} | {work * rates[-1][0] / peak:.1%} | {median * 1e3:.0f} "
-              f"({min(seconds) * 1e3:.0f}–{max(seconds) * 1e3:.0f}) | {drawing * 1e3:.1f} | {rates[-1][1]:.2f} | "
-              f"{'–' if memory is None else f'{memory:.2f}'} |")  # fmt: skip
-    ratios = sorted(b[0] / a[0] for a, b in zip(steps["ours"][1:], steps["theirs"][1:], strict=True))
-    losses = max(abs(a[1] / b[1] - 1) for a, b in zip(*steps.values(), strict=True))
-    print(f"\nratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}), with masks "
-          f"{rates[0][1] / rates[1][1]:.2f}; losses of {repeats + 1} steps agree within {losses:.1e}")  # fmt: skip
-    for side in sides if profile else ():
-        spent = ask(side, "operators")
-        shares = (f"{operator} {seconds / spent.total():.1%}" for operator, seconds in spent.most_common(14))
-        print(f"\n{side}, share of the time in each operator: {', '.join(shares)}")
-    for connection in sides.values():
-        connection.send(None)
-
-
-def main() -> None:
-    """Time the cases asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--reference", type=Path, required=True, help="your clone of facebookresearch/ijepa")
-    parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
-    parser.add_argument("--repeats", type=int, default=7, help="steps of each side, after one to warm up")
-    parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--batch", type=int, help="another batch size")
-    parser.add_argument("--bfloat16", action="store_true", help="both sides in bfloat16 autocast")
-    parser.add_argument("--profile", action="store_true", help="also print where the time goes")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    options = Options(asked.reference, asked.threads, asked.bfloat16)
-    for name in asked.case:
-        case = CASES[name]._replace(**({"batch": asked.batch} if asked.batch else {}))
-        compare(name, case, options, repeats=asked.repeats, profile=asked.profile)
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _import(name: str) -> Any:
-    import importlib
-
     return importlib.import_module(name)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Timings on the user's machine, beside those of other implementations."""

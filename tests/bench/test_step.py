@@ -1,0 +1,63 @@
+"""The step benchmark: it runs, its sides compute the same, and mistakes are told."""
+
+from pathlib import Path
+
+import pytest
+
+from openjepa.bench.sides import CASES, Options, ours, peak_memory, serve
+from openjepa.bench.step import bench_step
+from openjepa.errors import UserError
+
+
+def test_arithmetic_of_the_cases() -> None:
+    """By the formula of the design, at the numbers of tokens of the case."""
+    small = CASES["small"]
+    masks = small.masks(0)
+    num_context, num_target = masks.context.shape[2], masks.target.shape[2]
+    assert num_context == round(0.26 * 196)
+    by_hand = 12 * (24 * 196 * 384**2 + 4 * 196**2 * 384) + 3 * (
+        12 * (24 * num_context * 384**2 + 4 * num_context**2 * 384)
+        + 4 * 6 * (24 * (num_context + num_target) * 192**2 + 4 * (num_context + num_target) ** 2 * 192)
+    )
+    assert small.flops(masks) == pytest.approx(by_hand)
+
+
+def test_a_shared_context_starts_from_the_same_loss() -> None:
+    """The same weights, and context tokens that differ only from the second block on: losses are near, not equal."""
+    import torch
+
+    case = CASES["tiny"]._replace(batch=2)
+    masks, images = case.masks(0), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    options = Options(None, 1, False)
+    joint, shared = (ours(case, options, images, masks, shared_context=flag)[0]() for flag in (False, True))
+    assert joint == pytest.approx(shared, rel=0.02)
+    assert joint != shared
+
+
+def test_a_side_answers() -> None:
+    case = CASES["tiny"]._replace(batch=2)
+    said = []
+
+    class Line:
+        questions = iter(["step", "masks", "operators", "memory", None])
+
+        def recv(self) -> str | None:
+            return next(self.questions)
+
+        def send(self, answer: object) -> None:
+            said.append(answer)
+
+    serve("ours", case, Options(None, 1, False), Line())
+    (seconds, loss), drawing, operators, (_, peak) = said
+    assert seconds > 0
+    assert loss > 0
+    assert drawing > 0
+    assert operators["addmm"] > 0
+    assert 0 < peak <= peak_memory()
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--case giant: unknown; choose from tiny, small, base"):
+        bench_step(cases=["giant"], say=print)
+    with pytest.raises(UserError, match=r"no clone of facebookresearch/ijepa"):
+        bench_step(reference=tmp_path, say=print)
