@@ -139,6 +139,19 @@ def bench_step(
     )  # fmt: skip
 
 
+@bench.command("data")
+def bench_data(
+    data: Data,
+    reference: Annotated[Path | None, typer.Option(help="Your clone of facebookresearch/ijepa.")] = None,
+    image_size: Annotated[int, typer.Option(help="Side of the views in pixels.")] = 224,
+    repeats: Annotated[int, typer.Option(help="Rounds of each side, after one to warm up.")] = 5,
+) -> None:
+    """Decoding and cropping on one thread, beside the authors' transform."""
+    from openjepa.bench.data import bench_data as run
+
+    run(data, reference=reference, image_size=image_size, repeats=repeats, say=typer.echo)
+
+
 def main() -> None:
     """Run the command; a user's mistake is one message and an exit code, never a traceback."""
     try:

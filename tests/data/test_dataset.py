@@ -178,6 +178,15 @@ def test_bad_files_are_listed_once_and_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_what_could_not_be_looked_into_is_listed_but_not_counted(tmp_path: Path) -> None:
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", after=1)
+    bad_files.note([BadFile("photos/locked", "cannot be read: Permission denied")] * 2)
+    bad_files.add(num_good=10, bad=[])
+    (line,) = (tmp_path / "bad_files.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"path": "photos/locked", "reason": "cannot be read: Permission denied"}
+    assert not bad_files.kinds
+
+
 def test_a_resumed_run_adds_to_its_list(tmp_path: Path) -> None:
     log = tmp_path / "bad_files.jsonl"
     first, second = BadFile("a.png", "empty file"), BadFile("b.png", "empty file")

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from openjepa import checkpoint
 from openjepa.allocator import keep_freed_memory
 from openjepa.config import Config
-from openjepa.data.bad_files import BadFiles, count_kinds
+from openjepa.data.bad_files import BadFile, BadFiles, count_kinds
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.loader import Loader
 from openjepa.data.sources import Source, open_source
@@ -188,6 +188,7 @@ def _train(
     sampler = make_masks(config.masks.name, grid=architecture.grid, **config.masks.settings())
     dataset = open_dataset(config, source)
     bad_files = BadFiles(folder.bad_files if folder else None, max_fraction=data.max_bad_fraction)
+    bad_files.note(BadFile(*problem) for problem in source.problems)
     loader = Loader(
         dataset,
         batch_size=data.batch_size,

@@ -54,7 +54,7 @@ class BadFiles:
         """
         self._num_read += num_good + len(bad)
         self.kinds.update(file.kind for file in bad)
-        self._list(bad)
+        self.note(bad)
         num_bad = sum(self.kinds.values())
         if self._num_read >= self._after and num_bad > self._max_fraction * self._num_read:
             raise DataError(
@@ -64,7 +64,8 @@ class BadFiles:
                 + "Repair or remove them, or raise data.max_bad_fraction."
             )
 
-    def _list(self, bad: Iterable[BadFile]) -> None:
+    def note(self, bad: Iterable[BadFile]) -> None:
+        """List what is not listed yet, without counting it: folders that cannot be read, parts of tars."""
         new = {file.path: file for file in bad if file.path not in self._listed}
         self._listed |= new.keys()
         if self._log is not None and new:

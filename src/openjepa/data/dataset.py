@@ -161,12 +161,11 @@ class ImageDataset:
         shown: list[int],
         bad: list[BadFile],
     ) -> Batch:
-        views = np.zeros((0, *self.image_size, self.channels), np.uint8)
+        views = np.zeros((0, self.channels, *self.image_size), np.uint8)
         if images:
             views = resize(images, boxes, flips, self.image_size, self.interpolation)
-        planes = np.ascontiguousarray(views.transpose(0, 3, 1, 2))  # (B, h, w, C) -> (B, C, h, w)
         labels = None if self.labels is None else self.labels[np.asarray(shown, np.int64)]
-        return Batch(torch.from_numpy(planes), samples, epochs, labels, tuple(bad))
+        return Batch(torch.from_numpy(views), samples, epochs, labels, tuple(bad))
 
     def _read(self, index: int) -> Images:
         """The pixels (H, W, C) of an image, or BadImage."""

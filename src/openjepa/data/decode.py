@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
@@ -77,6 +78,8 @@ def decode(raw: bytes | NDArray[Any], *, channels: int = 3, min_side: int = 1) -
         if raw.startswith(b"\x93NUMPY"):
             return _from_array(_read_npy(raw), channels, min_side)
         image = _load(raw, min_side)
+        if isinstance(image, np.ndarray):
+            return image if channels == 3 else _from_array(image, channels, min_side)
         # Pillow knows neither TIFFs of five bands nor bands kept as pages.
         unknown = image is None or (channels not in (1, 3) and len(image.getbands()) != channels)
         if unknown and raw.startswith(_TIFF_MAGIC):
@@ -97,7 +100,7 @@ def kind_of(raw: bytes | NDArray[Any]) -> tuple[str, str]:
         return "NPY", "array"
     with _quiet:
         try:
-            with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(raw), formats=_formats()) as image:
                 return str(image.format), image.mode
         except (*_DAMAGE, UnidentifiedImageError, Image.DecompressionBombError):
             return ("TIFF", "array") if raw.startswith(_TIFF_MAGIC) else ("?", "?")
@@ -171,13 +174,22 @@ def _check_size(width: int, height: int, min_side: int) -> None:
         raise BadImage(f"too small: {width} x {height} pixels, data.min_side is {min_side}")
 
 
-def _load(raw: bytes, min_side: int) -> Image.Image | None:
-    """The upright image of a file, its size checked before its pixels are decoded; None if unidentified."""
+def _load(raw: bytes, min_side: int) -> Image.Image | NDArray[np.uint8] | None:
+    """The upright image of a file, its size checked before its pixels are decoded; None if unidentified.
+
+    Plain colour JPEGs come as pixels (H, W, 3): simplejpeg gives those of Pillow a quarter sooner.
+    """
     try:
         with Image.open(io.BytesIO(raw), formats=_formats()) as image:
             _check_size(*image.size, min_side)
+            if image.format == "JPEG" and image.mode == "RGB" and _turn(image) is None:
+                try:
+                    return np.asarray(simplejpeg.decode_jpeg(raw))
+                except ValueError:
+                    pass  # damaged: Pillow says how, or is more lenient
             image.load()
-            return _upright(image)
+            turn = _turn(image)
+            return image if turn is None else image.transpose(turn)
     except UnidentifiedImageError:
         return None
     except Image.DecompressionBombError as error:
@@ -193,13 +205,12 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation, if it can be read (Pillow itself has done so for TIFF)."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How to set an image upright by its EXIF orientation, if it can be read (Pillow does it itself for TIFF)."""
     try:
-        method = _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        return _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except _DAMAGE:
-        return image
-    return image if method is None else image.transpose(method)
+        return None
 
 
 def _from_image(image: Image.Image, channels: int, min_side: int) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openjepa.config import DataConfig
 from openjepa.data.decode import BadImage, decode
-from openjepa.data.views import Interpolation, centre_box, resize_one
+from openjepa.data.views import Interpolation, centre_box, resize
 from openjepa.errors import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -65,9 +65,9 @@ class Preprocess:
         """
         pixels = self._pixels(image)
         box = centre_box(pixels.shape[0], pixels.shape[1], self.image_size)
-        view = resize_one(pixels, box, False, self.image_size, self.interpolation)
-        batch = torch.from_numpy(np.array(view)).permute(2, 0, 1)[None]
-        return normalise(batch, mean=self.mean, std=self.std)
+        boxes, flips = np.asarray([box]), np.zeros(1, bool)
+        views = resize([pixels], boxes, flips, self.image_size, self.interpolation)  # (1, C, h, w)
+        return normalise(torch.from_numpy(views), mean=self.mean, std=self.std)
 
     def _pixels(self, image: Image.Image | NDArray[np.uint8] | str | os.PathLike[str]) -> NDArray[np.uint8]:
         name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
@@ -92,4 +92,4 @@ def imagenet_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, 
 def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(B, C, h, w) uint8 -> (x / 255 - mean) / std, float32, with one mean and std a channel (in [0, 1])."""
     shift, scale = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
-    return (images.float() / 255 - shift) / scale
+    return images.float().div_(255).sub_(shift).div_(scale)  # in place: a batch is tens of megabytes

@@ -53,6 +53,10 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 of the files' relative names and sizes, in order."""
 
+    @property
+    def problems(self) -> tuple[tuple[str, str], ...]:
+        """What could not be looked into: a path and the reason for each."""
+
     def __len__(self) -> int:
         """Number of images."""
 

@@ -6,20 +6,24 @@ section 6), the only augmentation I-JEPA needs (arXiv 2301.08243, section 4). Bo
 of (seed, epoch, sample).
 
 There is one definition of the resize, Pillow's: a separable filter, widened when it shrinks
-(antialiasing), weights clipped to the box and normalised, whole levels after each pass.
-``resize_one`` calls Pillow, for images of any size. ``resize_batch`` does the same arithmetic for
-many small images at once, as two matrix products, where calling Pillow would cost more than the
-work. Weights are multiples of 2^-22 in float64, so every sum is exact: the two agree to the last
-bit, and no pixel depends on the batch it was computed in or on the number of threads.
+(antialiasing), weights clipped to the box and normalised, whole levels after each pass. Two ways compute it,
+and which one takes an image follows from its size alone, so that no pixel depends on the batch it was computed in:
+
+- ``resize_batch``, many small images at once as two matrix products. Weights are multiples of 2^-22 in float64,
+  so every sum is exact: it agrees with Pillow to the last bit, whatever the number of threads.
+- ``resize_one``, any image by PyTorch's vectorised 8-bit kernel, two and a half times as fast as Pillow. It agrees
+  with Pillow to one level of 255 (bilinear) or two (bicubic, on black and white noise).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from torch.nn import functional as F
 
 from openjepa.rng import uniform
 
@@ -30,7 +34,6 @@ _TRIES = 10  # of a random crop before the centre one, as in torchvision
 _WEIGHT_BITS = 22  # Pillow's fixed-point precision for 8-bit images
 _BATCHED_SIDE = 40  # the longest side, in or out, up to which the matrix products beat Pillow (measured)
 _GROUP = 32  # images resized together: their float64 copies stay in the processor's cache (twice as fast)
-_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}  # half width of the filter, in pixels
 
 
@@ -108,22 +111,24 @@ def resize(
     size: tuple[int, int],
     interpolation: Interpolation = "bilinear",
 ) -> Images:
-    """Resize boxes of images of any shapes (H, W, C), the quicker way; both give the same pixels.
+    """Resize boxes of images of any shapes (H, W, C) in one of two ways, by the size of each.
 
     Returns:
-        (B, h, w, C) uint8.
+        (B, C, h, w) uint8.
     """
-    shapes = {image.shape for image in images}
-    if len(shapes) == 1 and max(*images[0].shape[:2], *size) <= _BATCHED_SIDE:
-        groups = [slice(start, start + _GROUP) for start in range(0, len(images), _GROUP)]
-        return np.concatenate(
-            [
-                resize_batch(np.stack(images[group]), boxes[group], flips[group], size, interpolation)
-                for group in groups
-            ]
-        )
-    one_by_one = zip(images, boxes.tolist(), flips.tolist(), strict=True)
-    return np.stack([resize_one(image, box, flip, size, interpolation) for image, box, flip in one_by_one])
+    views = np.empty((len(images), images[0].shape[2], *size), np.uint8)
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for place, image in enumerate(images):
+        if max(*image.shape[:2], *size) <= _BATCHED_SIDE:
+            alike[image.shape].append(place)
+        else:
+            views[place] = resize_one(image, boxes[place].tolist(), bool(flips[place]), size, interpolation)
+    for places in alike.values():
+        for start in range(0, len(places), _GROUP):
+            group = places[start : start + _GROUP]
+            together = np.stack([images[place] for place in group])
+            views[group] = resize_batch(together, boxes[group], flips[group], size, interpolation)
+    return views
 
 
 def resize_one(
@@ -133,7 +138,7 @@ def resize_one(
     size: tuple[int, int],
     interpolation: Interpolation = "bilinear",
 ) -> Images:
-    """Cut a box out of one image and resize it with Pillow.
+    """Cut a box out of one image and resize it.
 
     Args:
         image: (H, W, C) uint8, any number of channels.
@@ -143,23 +148,14 @@ def resize_one(
         interpolation: The filter.
 
     Returns:
-        (h, w, C) uint8.
+        (C, h, w) uint8.
     """
     top, left, height, width = box
-    crop = image[top : top + height, left : left + width]
-    # Channel by channel where it is not RGB: Pillow would take the last of two or four for opacity.
-    if crop.shape[2] == 3:
-        view = _two_passes(crop, size, _PILLOW[interpolation])
-    else:
-        planes = [_two_passes(plane, size, _PILLOW[interpolation]) for plane in np.moveaxis(crop, 2, 0)]
-        view = np.stack(planes, axis=2)
-    return view[:, ::-1] if flip else view
-
-
-def _two_passes(pixels: Images, size: tuple[int, int], resample: Image.Resampling) -> Images:
-    """First along the rows, then the columns: asked for both at once, recent Pillow chooses the order."""
-    rows = Image.fromarray(pixels).resize((size[1], pixels.shape[0]), resample)
-    return np.asarray(rows.resize((size[1], size[0]), resample))
+    crop = torch.from_numpy(image[top : top + height, left : left + width])
+    planes = crop.permute(2, 0, 1)[None]  # (1, C, height, width)
+    resized = F.interpolate(planes, size, mode=interpolation, antialias=True, align_corners=False)
+    view: Images = resized[0].numpy()
+    return view[:, :, ::-1] if flip else view
 
 
 def resize_batch(
@@ -179,7 +175,7 @@ def resize_batch(
         interpolation: The filter.
 
     Returns:
-        (B, h, w, C) uint8.
+        (B, C, h, w) uint8.
     """
     batch, height, width, channels = images.shape
     top, left, box_height, box_width = boxes.T.tolist()
@@ -190,7 +186,7 @@ def resize_batch(
     rows = _whole_levels(rows @ across.transpose(0, 2, 1))  # (B, H*C, w)
     columns = down @ rows.reshape(batch, height, channels * size[1])  # (B, h, C*w)
     pixels = _whole_levels(columns).astype(np.uint8)
-    return pixels.reshape(batch, size[0], channels, size[1]).transpose(0, 1, 3, 2)
+    return pixels.reshape(batch, size[0], channels, size[1]).transpose(0, 2, 1, 3)
 
 
 def _whole_levels(values: NDArray[np.float64]) -> NDArray[np.float64]:
