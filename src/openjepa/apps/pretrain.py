@@ -228,8 +228,9 @@ def _train(
         )
         for line in _summary(run, source):
             say(line)
+    before = run.step
     fit(run)
-    if folder is not None:
+    if folder is not None and (run.step > before or not (folder.path / "report.html").exists()):
         say(f"report   {_report(run, folder.path)}")
     if bad_files.kinds:
         say(f"images skipped: {count_kinds(bad_files.kinds)}; listed in bad_files.jsonl")

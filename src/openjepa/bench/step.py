@@ -81,12 +81,13 @@ class _Match:
 
     def play(self, name: str, *, repeats: int, profile: bool, say: Callable[[str], None]) -> None:
         """Let the sides take turns, and say what came out."""
-        case, masks, peak = self.case, self.case.masks(0), matrix_peak(self.options.bfloat16)
+        case, masks = self.case, self.case.masks(0)
         work = case.flops(masks)
         steps: dict[str, list[tuple[float, float]]] = {side: [] for side in self.sides}
         for _ in range(repeats + 1):
             for side in self.sides:
                 steps[side].append(self.ask(side, "step"))
+        peak = matrix_peak(self.options.bfloat16)  # now that the sides wait
         precision = "bfloat16" if self.options.bfloat16 else "float32"
         say(f"{name}: batch {case.batch}, {self.options.threads} threads, {masks.context.shape[2]} context and "
             f"{NUM_TARGETS} × {masks.target.shape[2]} target patches, {work / 1e9:.2f} GFLOP an image, "
@@ -98,8 +99,8 @@ class _Match:
         for side, measured in steps.items():
             say(self._row(side, [seconds for seconds, _ in measured[1:]], work=work, peak=peak))
         for side in self.sides:
-            if side != "ours":
-                say(_ratio("ours", side, steps))
+            if side != "theirs" and "theirs" in self.sides:
+                say(_ratio(side, "theirs", steps))
         for side in self.sides if profile else ():
             spent = self.ask(side, "operators")
             total, longest = sum(spent.values()), sorted(spent.items(), key=lambda one: -one[1])[:14]
