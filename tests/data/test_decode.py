@@ -238,9 +238,11 @@ def test_damaged_files_raise_nothing_else() -> None:
             places = generator.integers(0, min(len(raw), generator.choice([60, 100_000])), 5)
             damaged[places] = generator.integers(0, 256, 5)
             try:
-                decode(damaged.tobytes())
+                pixels = decode(damaged.tobytes())
             except BadImage:
                 continue
+            assert pixels.dtype == np.uint8
+            assert pixels.shape[2] == 3
 
 
 def _arrays() -> list[tuple[NDArray[Any], list[int]]]:

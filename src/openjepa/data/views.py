@@ -32,7 +32,7 @@ Images = NDArray[np.uint8]
 
 _TRIES = 10  # of a random crop before the centre one, as in torchvision
 _WEIGHT_BITS = 22  # Pillow's fixed-point precision for 8-bit images
-_BATCHED_SIDE = 40  # the longest side, in or out, up to which the matrix products beat Pillow (measured)
+_BATCHED_SIDE = 40  # the longest side, in or out, up to which the matrix products are quicker (measured)
 _GROUP = 32  # images resized together: their float64 copies stay in the processor's cache (twice as fast)
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}  # half width of the filter, in pixels
 

@@ -143,21 +143,10 @@ def evaluate(
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name in featurisers:
         train_x, test_x = (split.pop(name).to(device) for split in features)
-        results[name] = {}
-        for protocol in protocols:
-            start = time.perf_counter()
-            task = PROTOCOLS[protocol]
-            known = labels[task.column]
-            result = task.fit(
-                train_x[known.rows[0]], known.values[0], test_x[known.rows[1]], known.values[1], seed=seed
-            )
-            seconds = time.perf_counter() - start
-            _log.info("%s, %s: %.1f %% (%.0f s)", name, protocol, 100 * result.top1, seconds)
-            results[name][protocol] = {
-                "top1": result.top1,
-                "majority_class": known.majority,
-                **result.settings,
-            }
+        results[name] = {
+            protocol: _score(name, protocol, (train_x, test_x), labels[PROTOCOLS[protocol].column], seed=seed)
+            for protocol in protocols
+        }
 
     return {
         "checkpoint": checkpoint,
@@ -174,6 +163,18 @@ def evaluate(
             for baseline, found in results.items()
         },
     }
+
+
+def _score(
+    name: str, protocol: str, features: tuple[Tensor, Tensor], labels: "_Labels", *, seed: int
+) -> dict[str, Any]:
+    """One protocol on one kind of features: accuracy, that of the most frequent class, and settings."""
+    start = time.perf_counter()
+    train_x, test_x = (part[rows] for part, rows in zip(features, labels.rows, strict=True))
+    result = PROTOCOLS[protocol].fit(train_x, labels.values[0], test_x, labels.values[1], seed=seed)
+    seconds = time.perf_counter() - start
+    _log.info("%s, %s: %.1f %% (%.0f s)", name, protocol, 100 * result.top1, seconds)
+    return {"top1": result.top1, "majority_class": labels.majority, **result.settings}
 
 
 def format_table(result: Mapping[str, Any]) -> Table:

@@ -23,9 +23,7 @@ _TILE = 96  # pixels a side
 _GAP = 6
 _HIDDEN = 232  # grey of patches that are not shown
 _WATCHED = 256  # images whose patches give the components
-_TOKENS = (
-    2**17
-)  # patches embedded in search of neighbours: seconds for small models, a minute for ViT-S on a CPU
+_TOKENS = 2**17  # patches embedded in search of neighbours: a minute for ViT-S on a CPU
 
 
 def masks_picture(
