@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from openjepa.bench.sides import CASES, Options, ours, peak_memory, serve
+from openjepa.bench.sides import CASES, Options, make_side, ours
 from openjepa.bench.step import bench_step
+from openjepa.bench.turns import peak_memory
 from openjepa.errors import UserError
 
 
@@ -24,36 +26,30 @@ def test_arithmetic_of_the_cases() -> None:
 
 def test_a_shared_context_starts_from_the_same_loss() -> None:
     """The same weights, and context tokens that differ only from the second block on: losses are near, not equal."""
-    import torch
-
     case = CASES["tiny"]._replace(batch=2)
     masks, images = case.masks(0), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     options = Options(None, 1, False)
-    joint, shared = (ours(case, options, images, masks, shared_context=flag)[0]() for flag in (False, True))
+    joint, shared = (ours(case, options, images, masks, shared_context=flag).step() for flag in (False, True))
     assert joint == pytest.approx(shared, rel=0.02)
     assert joint != shared
 
 
 def test_a_side_answers() -> None:
     case = CASES["tiny"]._replace(batch=2)
-    said = []
-
-    class Line:
-        questions = iter(["step", "masks", "operators", "memory", None])
-
-        def recv(self) -> str | None:
-            return next(self.questions)
-
-        def send(self, answer: object) -> None:
-            said.append(answer)
-
-    serve("ours", case, Options(None, 1, False), Line())
-    (seconds, loss), drawing, operators, (_, peak) = said
+    answers = make_side("ours", case, Options(None, 1, False))
+    seconds, loss = answers["step"]()
+    drawing, operators, (_, peak) = (answers[name]() for name in ("masks", "operators", "memory"))
     assert seconds > 0
     assert loss > 0
     assert drawing > 0
     assert operators["addmm"] > 0
     assert 0 < peak <= peak_memory()
+    parts = answers["phases"]()
+    assert set(parts) == {
+        *("target", "context", "predictor", "backward", "optimiser", "moving average", "the rest")
+    }
+    assert min(parts.values()) > 0
+    assert torch.Tensor.backward.__module__ == "torch._tensor"  # as it was
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from make_images import (
     rotated_jpeg,
 )
 from openjepa.data import decode as decode_module
-from openjepa.data.decode import BadImage, decode, to_uint8
+from openjepa.data.decode import BadImage, Detail, decode, to_uint8
+from openjepa.data.views import resize
 
 GREY = [128, 128, 128]
 
@@ -181,6 +182,46 @@ def test_our_own_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     for raw in (png_header(10, 10), npy(picture(10, 10)), picture(10, 10)):
         with pytest.raises(BadImage, match="too large: 10 x 10 pixels"):
             decode(raw)
+
+
+@pytest.mark.parametrize(
+    ("size", "found"),
+    [
+        ((600, 800), (150, 200)),  # a quarter leaves 150 × 200 ≥ 130²
+        ((260, 1000), (130, 500)),  # at a quarter the shorter side would be 65
+        ((255, 300), (255, 300)),
+        ((1041, 1043), (131, 131)),  # odd sizes are rounded up
+    ],
+)
+def test_large_jpegs_are_decoded_at_the_size_that_is_enough(
+    size: tuple[int, int], found: tuple[int, int]
+) -> None:
+    assert decode(jpeg(*size), detail=Detail(130, 130**2)).shape == (*found, 3)
+    assert decode(jpeg(*size)).shape == (*size, 3)
+
+
+def test_every_crop_of_a_reduced_image_is_as_large_as_its_view() -> None:
+    """The smallest crop has 0.3 of the area and an aspect of 3/4 or 4/3."""
+    enough = Detail.for_views((96, 96))
+    pixels = decode(jpeg(1200, 900), detail=enough)
+    assert pixels.shape == (300, 225, 3)
+    assert np.sqrt(0.3 * 300 * 225 * 3 / 4) >= 96
+
+
+def test_a_view_of_a_reduced_image_differs_by_a_few_levels() -> None:
+    """Large photographs: 0.3 levels on average (docs/log.md); a picture of waves of 8 to 40 pixels here."""
+    rows, columns = np.mgrid[:768, :1024]
+    waves = np.stack([np.sin(rows / n) * np.cos(columns / (n + 2)) for n in (8, 17, 40)], axis=-1)
+    raw = encode((127.5 + 120 * waves).astype(np.uint8), "JPEG", quality=92)
+    whole, reduced = (decode(raw, detail=detail) for detail in (decode_module.FULL, Detail(100, 100**2)))
+    assert reduced.shape == (192, 256, 3)
+    views = [
+        resize([pixels], np.array([[0, 0, *pixels.shape[:2]]]), np.zeros(1, bool), (96, 128), "bilinear")
+        for pixels in (whole, reduced)
+    ]
+    difference = np.abs(views[0].astype(int) - views[1].astype(int))
+    assert difference.mean() < 1
+    assert difference.max() <= 8
 
 
 def test_thin_images_keep_their_shape() -> None:

@@ -10,12 +10,12 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openjepa.allocator import keep_freed_memory
+from openjepa.bench.turns import Answers, peak_memory, timed
 from openjepa.masks import Masks, MaskSampler, make_masks
 from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.models.architecture import Architecture
@@ -48,14 +49,16 @@ class Case(NamedTuple):
     predictor: int
     batch: int
     context_fraction: float
+    depth: int = 12
+    predictor_depth: int = 6
 
     @property
     def architecture(self) -> Architecture:
-        """Twelve blocks in the encoder, six in the predictor."""
+        """The networks of both sides; the predictor has as many heads as the encoder."""
         return Architecture(
             image_size=(self.image, self.image), patch_size=(self.patch, self.patch), in_channels=3,
-            embed_dim=self.width, depth=12, num_heads=self.heads, mlp_ratio=4.0,
-            predictor_dim=self.predictor, predictor_depth=6, predictor_heads=self.heads,
+            embed_dim=self.width, depth=self.depth, num_heads=self.heads, mlp_ratio=4.0,
+            predictor_dim=self.predictor, predictor_depth=self.predictor_depth, predictor_heads=self.heads,
         )  # fmt: skip
 
     @property
@@ -75,9 +78,9 @@ class Case(NamedTuple):
             return depth * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
         num_context, num_target = masks.context.shape[2], masks.target.shape[2]
-        trained = blocks(num_context, self.width, 12)
-        trained += NUM_TARGETS * blocks(num_context + num_target, self.predictor, 6)
-        return blocks((self.image // self.patch) ** 2, self.width, 12) + 3 * trained
+        trained = blocks(num_context, self.width, self.depth)
+        trained += NUM_TARGETS * blocks(num_context + num_target, self.predictor, self.predictor_depth)
+        return blocks((self.image // self.patch) ** 2, self.width, self.depth) + 3 * trained
 
 
 # Context sizes near those of the authors' own sampler at these grids and batches (17 % and 26 %).
@@ -96,8 +99,17 @@ class Options(NamedTuple):
     bfloat16: bool
 
 
-Side = tuple[Callable[[], float], Callable[[], Any], int]
-"""A step (returns its loss), the drawing of its masks, and the bytes of weights, gradients and moments."""
+class Side(NamedTuple):
+    """What is timed of one side."""
+
+    step: Callable[[], float]
+    """A training step; returns its loss."""
+    draw: Callable[[], Any]
+    """The drawing of its masks."""
+    state_bytes: int
+    """Of weights, gradients and moments."""
+    phases: dict[str, tuple[Any, str]]
+    """Parts of the step: each an object, and its method that does the part."""
 
 
 def ours(case: Case, options: Options, images: Tensor, masks: Masks, *, shared_context: bool = False) -> Side:
@@ -117,7 +129,15 @@ def ours(case: Case, options: Options, images: Tensor, masks: Masks, *, shared_c
     def step() -> float:
         return train_step(fabric, wrapped, optimizer, [(images, masks)], hyper=HYPER)
 
-    return step, lambda: case.masks(1), _state_bytes(model)
+    phases: dict[str, tuple[Any, str]] = {
+        "target": (model, "encode_targets"),
+        "context": (model, "encode_context"),
+        "predictor": (model.predictor, "forward"),
+        "backward": (Tensor, "backward"),
+        "optimiser": (optimizer, "step"),
+        "moving average": (model, "update_target"),
+    }
+    return Side(step, lambda: case.masks(1), _state_bytes(model), phases)
 
 
 def theirs(case: Case, options: Options, images: Tensor, masks: Masks) -> Side:
@@ -164,14 +184,21 @@ def theirs(case: Case, options: Options, images: Tensor, masks: Masks) -> Side:
         input_size=(case.image,) * 2, patch_size=case.patch, enc_mask_scale=(0.85, 1.0), pred_mask_scale=(0.15, 0.2),
         aspect_ratio=(0.75, 1.5), nenc=1, npred=NUM_TARGETS, min_keep=4,
     )  # fmt: skip
-    return step, lambda: collator([0] * len(images)), state
+    phases: dict[str, tuple[Any, str]] = {
+        "target": (target, "forward"),
+        "context": (encoder, "forward"),
+        "predictor": (predictor, "forward"),
+        "backward": (Tensor, "backward"),
+        "optimiser": (optimizer, "step"),
+    }
+    return Side(step, lambda: collator([0] * len(images)), state, phases)
 
 
 def _their_networks(case: Case, model: IJEPA) -> tuple[Any, Any, Any]:
     """Their encoder, predictor and target encoder, with our starting weights: the names are the same."""
     encoder, predictor = _import("src.helper").init_model(
         device=torch.device("cpu"), patch_size=case.patch, model_name=case.name, crop_size=case.image,
-        pred_depth=6, pred_emb_dim=case.predictor,
+        pred_depth=case.predictor_depth, pred_emb_dim=case.predictor,
     )  # fmt: skip
     encoder.load_state_dict(model.context_encoder.state_dict())
     predictor.load_state_dict(model.predictor.state_dict())
@@ -205,28 +232,37 @@ class Operators(TorchDispatchMode):
         return result
 
 
-def serve(side: str, case: Case, options: Options, parent: Connection) -> None:
-    """Be one side: answer `step`, `masks`, `operators` and `memory` until the parent hangs up."""
+def make_side(side: str, case: Case, options: Options) -> Answers:
+    """One side of the match, in the process that calls this."""
     torch.set_num_threads(options.threads)
     masks = case.masks(0)
     images = torch.randn(case.batch, 3, case.image, case.image, generator=torch.Generator().manual_seed(0))
     before = peak_memory()
-    step, draw, state = SIDES[side](case, options, images, masks)
-    answers: dict[str, Callable[[], Any]] = {
-        "step": lambda: timed(step),
-        "masks": lambda: timed(draw)[0],
-        "operators": lambda: operators(step),
-        "memory": lambda: (before and peak_memory() - before - state, peak_memory()),
+    made = SIDES[side](case, options, images, masks)
+    return {
+        "step": lambda: timed(made.step),
+        "masks": lambda: timed(made.draw)[0],
+        "phases": lambda: phases(made),
+        "operators": lambda: operators(made.step),
+        "memory": lambda: (before and peak_memory() - before - made.state_bytes, peak_memory()),
     }
-    while (question := parent.recv()) is not None:
-        parent.send(answers[question]())
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what it returned."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+def phases(side: Side) -> dict[str, float]:
+    """Seconds in each part of the step over three steps, with the rest (loss, moving average, bookkeeping)."""
+    spent: dict[str, float] = defaultdict(float)
+    with ExitStack() as patches:
+        for name, (owner, method) in side.phases.items():
+            original = getattr(owner, method)
+
+            def measured(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
+                seconds, result = timed(partial(original, *args, **kwargs))
+                spent[name] += seconds
+                return result
+
+            patches.enter_context(mock.patch.object(owner, method, measured))
+        total, _ = timed(lambda: [side.step() for _ in range(3)])
+    return {**spent, "the rest": total - sum(spent.values())}
 
 
 def operators(step: Callable[[], float]) -> dict[str, float]:
@@ -235,15 +271,6 @@ def operators(step: Callable[[], float]) -> dict[str, float]:
         for _ in range(3):
             step()
     return dict(counted.seconds)
-
-
-def peak_memory() -> int:
-    """Most memory that this process has held, in bytes; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _import(name: str) -> Any:

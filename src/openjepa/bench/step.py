@@ -8,16 +8,15 @@ same images and mask indices, drawn by our sampler, and do a whole step: target 
 backward, AdamW, moving average. That losses agree is printed too. Drawing the masks is timed apart.
 """
 
-import multiprocessing
 import statistics
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from openjepa.bench.sides import CASES, NUM_TARGETS, SIDES, Case, Options, serve, timed
+from openjepa.bench.sides import CASES, NUM_TARGETS, SIDES, Case, Options, make_side
+from openjepa.bench.turns import Sides, ratio, timed
 from openjepa.errors import UserError
 from openjepa.runtime import available_cores
 
@@ -58,80 +57,80 @@ def bench_step(
     torch.set_num_threads(options.threads)
     for name in cases:
         case = CASES[name]._replace(batch=batch or CASES[name].batch)
-        _Match(case, options).play(name, repeats=repeats, profile=profile, say=say)
+        makers = {
+            side: partial(make_side, side, case, options)
+            for side in SIDES
+            if side != "theirs" or options.reference is not None
+        }
+        with Sides(makers) as sides:
+            _play(name, case, options, sides, list(makers), repeats=repeats, profile=profile, say=say)
 
 
-class _Match:
-    """The sides of one case, each in its process."""
-
-    def __init__(self, case: Case, options: Options) -> None:
-        self.case, self.options = case, options
-        context = multiprocessing.get_context("spawn")
-        self.sides: dict[str, Connection] = {}
-        for side in SIDES:
-            if side == "theirs" and options.reference is None:
-                continue
-            self.sides[side], child = context.Pipe()
-            context.Process(target=serve, args=(side, case, options, child), daemon=True).start()
-
-    def ask(self, side: str, question: str) -> Any:
-        """A side's answer, see `serve`."""
-        self.sides[side].send(question)
-        return self.sides[side].recv()
-
-    def play(self, name: str, *, repeats: int, profile: bool, say: Callable[[str], None]) -> None:
-        """Let the sides take turns, and say what came out."""
-        case, masks = self.case, self.case.masks(0)
-        work = case.flops(masks)
-        steps: dict[str, list[tuple[float, float]]] = {side: [] for side in self.sides}
-        for _ in range(repeats + 1):
-            for side in self.sides:
-                steps[side].append(self.ask(side, "step"))
-        peak = matrix_peak(self.options.bfloat16)  # now that the sides wait
-        precision = "bfloat16" if self.options.bfloat16 else "float32"
-        say(f"{name}: batch {case.batch}, {self.options.threads} threads, {masks.context.shape[2]} context and "
-            f"{NUM_TARGETS} × {masks.target.shape[2]} target patches, {work / 1e9:.2f} GFLOP an image, "
-            f"{precision} matrix peak {peak / 1e9:.0f} GFLOP/s\n")  # fmt: skip
-        say(
-            "| | images/s | tokens/s | of the peak | step, ms (range) | masks, ms | activations, GB | peak, GB |\n"
-            "|---|---|---|---|---|---|---|---|"
-        )
-        for side, measured in steps.items():
-            say(self._row(side, [seconds for seconds, _ in measured[1:]], work=work, peak=peak))
-        for side in self.sides:
-            if side != "theirs" and "theirs" in self.sides:
-                say(_ratio(side, "theirs", steps))
-        for side in self.sides if profile else ():
-            spent = self.ask(side, "operators")
-            total, longest = sum(spent.values()), sorted(spent.items(), key=lambda one: -one[1])[:14]
-            shares = (f"{operator} {seconds / total:.1%}" for operator, seconds in longest)
-            say(f"\n{side}, share of the time in each operator: {', '.join(shares)}")
-        for connection in self.sides.values():
-            connection.send(None)
-
-    def _row(self, side: str, seconds: list[float], *, work: float, peak: float) -> str:
-        median, case = statistics.median(seconds), self.case
-        rate = case.batch / median
-        drawing = statistics.median(self.ask(side, "masks") for _ in range(6))
-        activations, whole = (
-            "–" if size is None else f"{size / 1e9:.2f}" for size in self.ask(side, "memory")
-        )
-        share = "–" if side == "ours, shared context" else f"{work * rate / peak:.1%}"  # it does less work
-        tokens = rate * (case.image // case.patch) ** 2
-        return (
-            f"| {side} | {rate:.2f} | {tokens:,.0f} | {share} | {median * 1e3:.0f} ({min(seconds) * 1e3:.0f}–"
-            f"{max(seconds) * 1e3:.0f}) | {drawing * 1e3:.1f} | {activations} | {whole} |"
-        )
+def _play(
+    name: str,
+    case: Case,
+    options: Options,
+    sides: Sides,
+    names: list[str],
+    *,
+    repeats: int,
+    profile: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Let the sides take turns, and say what came out."""
+    masks = case.masks(0)
+    work = case.flops(masks)
+    steps: dict[str, list[tuple[float, float]]] = sides.take_turns("step", repeats=repeats)
+    seconds = {side: [one for one, _ in measured] for side, measured in steps.items()}
+    peak = matrix_peak(options.bfloat16)  # now that the sides wait
+    precision = "bfloat16" if options.bfloat16 else "float32"
+    say(f"{name}: batch {case.batch}, {options.threads} threads, {masks.context.shape[2]} context and "
+        f"{NUM_TARGETS} × {masks.target.shape[2]} target patches, {work / 1e9:.2f} GFLOP an image, "
+        f"{precision} matrix peak {peak / 1e9:.0f} GFLOP/s\n")  # fmt: skip
+    say(
+        "| | images/s | tokens/s | of the peak | step, ms (range) | masks, ms | activations, GB | peak, GB |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
+    for side in names:
+        drawing = statistics.median(sides.ask(side, "masks") for _ in range(6))
+        memory = sides.ask(side, "memory")
+        share = None if side == "ours, shared context" else work / peak  # it does less work
+        say(_row(side, case, seconds[side], share=share, drawing=drawing, memory=memory))
+    for side in names if "theirs" in names else ():
+        if side != "theirs":
+            pairs = zip(steps[side], steps["theirs"], strict=True)
+            apart = max(abs(a[1] / b[1] - 1) for a, b in pairs)
+            say(f"\n{side} / theirs: {ratio(seconds['theirs'], seconds[side])}; "
+                f"losses of {repeats} steps agree within {apart:.1e}")  # fmt: skip
+    for side in names:
+        say(f"\n{side}, parts of the step: {_shares(sides.ask(side, 'phases'))}")
+        if profile:
+            say(f"\n{side}, operators: {_shares(sides.ask(side, 'operators'))}")
 
 
-def _ratio(one: str, other: str, steps: dict[str, list[tuple[float, float]]]) -> str:
-    """How much faster one side is than the other, turn by turn."""
-    pairs = list(zip(steps[one], steps[other], strict=True))
-    ratios = sorted(b[0] / a[0] for a, b in pairs[1:])
-    apart = max(abs(a[1] / b[1] - 1) for a, b in pairs)
+def _shares(spent: dict[str, float]) -> str:
+    """The longest, with their shares of all the time."""
+    longest = sorted(spent.items(), key=lambda one: -one[1])[:14]
+    return ", ".join(f"{name} {seconds / sum(spent.values()):.1%}" for name, seconds in longest)
+
+
+def _row(
+    side: str,
+    case: Case,
+    seconds: list[float],
+    *,
+    share: float | None,
+    drawing: float,
+    memory: tuple[int | None, int],
+) -> str:
+    median = statistics.median(seconds)
+    rate = case.batch / median
+    activations, whole = ("–" if size is None else f"{size / 1e9:.2f}" for size in memory)
+    tokens = rate * (case.image // case.patch) ** 2
+    of_peak = "–" if share is None else f"{share * rate:.1%}"
     return (
-        f"\n{one} / {other}: {statistics.median(ratios):.2f}× ({ratios[0]:.2f}–{ratios[-1]:.2f}); "
-        f"losses of {len(pairs)} steps agree within {apart:.1e}"
+        f"| {side} | {rate:.2f} | {tokens:,.0f} | {of_peak} | {median * 1e3:.0f} ({min(seconds) * 1e3:.0f}–"
+        f"{max(seconds) * 1e3:.0f}) | {drawing * 1e3:.1f} | {activations} | {whole} |"
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from openjepa.data.bad_files import BadFile, count_kinds
-from openjepa.data.decode import BadImage, decode
+from openjepa.data.decode import BadImage, Detail, decode
 from openjepa.data.sources import Source
 from openjepa.data.views import Images, Interpolation, centre_box, coin_flips, crop_boxes, resize
 from openjepa.errors import DataError
@@ -96,6 +96,7 @@ class ImageDataset:
         self.interpolation = interpolation
         self.min_side = min_side
         self.images: Images | None = None
+        self._detail = Detail.for_views(image_size, crop_scale, crop_aspect)
         self._bad: dict[int, str] = {}  # of the cached images: index -> reason
         if cache == "auto":
             self._fill_cache(cache_bytes)
@@ -173,7 +174,8 @@ class ImageDataset:
             raise BadImage(self._bad[index])
         if self.images is not None:
             return self.images[index]
-        return decode(self.source.read(index), channels=self.channels, min_side=self.min_side)
+        raw = self.source.read(index)
+        return decode(raw, channels=self.channels, min_side=self.min_side, detail=self._detail)
 
     def _find(self, sample: int, epoch: int, seed: int, bad: list[BadFile]) -> tuple[int, Images]:
         """The sample's index and pixels, or those of the first good substitute; adds to ``bad``."""

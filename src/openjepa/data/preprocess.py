@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from openjepa.config import DataConfig
-from openjepa.data.decode import BadImage, decode
+from openjepa.data.decode import BadImage, Detail, decode
 from openjepa.data.views import Interpolation, centre_box, resize
 from openjepa.errors import DataError
 
@@ -73,7 +73,8 @@ class Preprocess:
         name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
         try:
             if isinstance(image, (str, os.PathLike)):
-                return decode(Path(image).read_bytes(), channels=self.channels)
+                detail = Detail.for_views(self.image_size)  # as a data set's images are decoded
+                return decode(Path(image).read_bytes(), channels=self.channels, detail=detail)
             if isinstance(image, Image.Image):
                 image = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
             return decode(image, channels=self.channels)

@@ -93,15 +93,18 @@ class IJEPA(nn.Module):
         """
         targets = gather_tokens(self.encode_targets(images), masks.target.flatten(1))  # (B, M·Nt, D)
         targets = targets.unflatten(1, masks.target.shape[1:])  # (B, M, Nt, D)
-
-        tokens = self.context_encoder.embed(images, masks.context.flatten(1))  # (B, C·Nc, D)
-        blocks = tokens.reshape(-1, masks.context.shape[2], tokens.shape[2])  # (B·C, Nc, D)
-        context = self.context_encoder.encode(blocks).unflatten(0, masks.context.shape[:2])  # (B, C, Nc, D)
+        context = self.encode_context(images, masks.context)  # (B, C, Nc, D)
         predictions = self.predictor(context, masks.context, masks.target)  # (B, C, M, Nt, D)
 
         distance = F.mse_loss if self.loss == "mse" else F.smooth_l1_loss
         loss = distance(predictions, targets[:, None].expand_as(predictions))
         return IJEPAOutput(loss=loss, predictions=predictions, targets=targets)
+
+    def encode_context(self, images: Tensor, index: Tensor) -> Tensor:
+        """Features of context blocks, each encoded by itself: (B, c, H, W), (B, C, Nc) -> (B, C, Nc, D)."""
+        tokens = self.context_encoder.embed(images, index.flatten(1))  # (B, C·Nc, D)
+        blocks = tokens.reshape(-1, index.shape[2], tokens.shape[2])  # (B·C, Nc, D)
+        return self.context_encoder.encode(blocks).unflatten(0, index.shape[:2])
 
     @torch.no_grad()
     def encode_targets(self, images: Tensor) -> Tensor:
