@@ -140,8 +140,10 @@ def fit(run: Run) -> None:
     if run.progress() >= 1.0:
         return
     config, fabric = run.config, run.fabric
-    bfloat16 = config.runtime.precision == "bfloat16"
-    objective, optimizer = fabric.setup(Objective(run.method, bfloat16=bfloat16), run.optimizer)
+    module = Objective(run.method, bfloat16=config.runtime.precision == "bfloat16")
+    if config.runtime.compile:
+        module.compile(dynamic=False)  # in place; lengths are fixed within a step
+    objective, optimizer = fabric.setup(module, run.optimizer)
     run.method.train()
     run.start_clock()
     last_save = run.seconds
