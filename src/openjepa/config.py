@@ -207,8 +207,8 @@ class Config(Section):
 
     preset: str = "small"
     """The preset that the run started from."""
-    method: Literal["ijepa"] = "ijepa"
-    """Pretraining method."""
+    method: Literal["ijepa", "mae"] = "ijepa"
+    """Pretraining method: ijepa, or mae, the masked autoencoder to compare with."""
     seed: int = 0
     """Seed of the weights, the order of samples, crops and masks."""
     data: DataConfig = DataConfig()

@@ -1,5 +1,6 @@
 """`openjepa.load`: a checkpoint of any kind becomes a model that knows how its images are prepared."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from openjepa.config import Config
 from openjepa.data.preprocess import Preprocess
 from openjepa.errors import CheckpointError
 from openjepa.formats.reference import read_reference
-from openjepa.methods.ijepa import IJEPA, build_ijepa
+from openjepa.methods import Method, build
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.settings import load_config
 
 
-def load(source: str | Path, num_heads: int | None = None) -> IJEPA:
+def load(source: str | Path, num_heads: int | None = None) -> Method:
     """Load a model: float32, on the CPU, in eval mode; gradients on but for the target encoder.
 
     Args:
@@ -33,7 +34,7 @@ def load(source: str | Path, num_heads: int | None = None) -> IJEPA:
     path = Path(source).expanduser()
     if path.name.endswith((".pth.tar", ".pth", ".pt")):
         architecture, state = read_reference(path, num_heads=num_heads)
-        model = build_ijepa(architecture, loss="smooth_l1", target_norm="layer")
+        model = build("ijepa", architecture, loss="smooth_l1", target_norm="layer")
         model.preprocess = Preprocess.imagenet(architecture.image_size, architecture.in_channels)
         load_weights(model, state, path)
         return model.eval()
@@ -65,10 +66,11 @@ def open_checkpoint(path: Path) -> checkpoint.Checkpoint:
     return saved
 
 
-def model_of(config: Config) -> IJEPA:
+def model_of(config: Config) -> Method:
     """A new model as the configuration says, its weights drawn from the run's seed."""
     objective = config.objective
-    model = build_ijepa(
+    model = build(
+        config.method,
         architecture_of(config),
         loss=objective.loss,
         target_norm=objective.target_norm,
@@ -99,7 +101,16 @@ def load_weights(model: torch.nn.Module, state: dict[str, Tensor], where: Path) 
     model.load_state_dict(state)
 
 
-def describe(model: IJEPA, architecture: Architecture) -> dict[str, Any]:
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a module's tensors: which weights made a result."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def describe(model: Method, architecture: Architecture) -> dict[str, Any]:
     """Sizes and parameter counts of a model, for logs."""
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     return {**architecture.as_dict(), "parameters": count}

@@ -85,6 +85,25 @@ def preset(name: str) -> Settings:
     return {"preset": name, **PRESETS[name]()}
 
 
+def with_method(settings: Mapping[str, Any], method: str) -> Settings:
+    """The settings with what another method than I-JEPA is trained with, its authors' where they carry over.
+
+    The masked autoencoder (MAE, arXiv 2111.06377, table 8): three quarters of the patches hidden at random, squared
+    error of pixels normalised by patch, AdamW with β₂ = 0.95.
+    """
+    changes: dict[str, Settings] = {
+        "ijepa": {},
+        "mae": {
+            "objective": {"loss": "mse", "target_norm": "layer"},
+            "optim": {"betas": (0.9, 0.95)},
+        },
+    }
+    chosen = {**_derive(settings, changes[method]), "method": method}
+    if method == "mae":
+        chosen["masks"] = {"name": "random", "target_fraction": 0.75}
+    return chosen
+
+
 def choose_preset(side: int, num_images: int) -> tuple[Settings, str]:
     """Settings for so many images of this typical shorter side in pixels, and the reason in words."""
     if side < 80:

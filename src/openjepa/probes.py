@@ -17,7 +17,7 @@ from openjepa.errors import CollapseError, DataError
 from openjepa.evals.knn import knn
 from openjepa.health import Health, describe, has_collapsed, measure
 from openjepa.masks import Masks, MaskSampler
-from openjepa.methods.ijepa import IJEPA
+from openjepa.methods import Method
 
 _CHUNK = 64  # images encoded at a time
 
@@ -45,7 +45,7 @@ class HealthProbe:
         self._masks = sampler(seed=0, step=0, epochs=batch.epochs, samples=batch.samples)
 
     @torch.no_grad()
-    def __call__(self, model: IJEPA) -> dict[str, float]:
+    def __call__(self, model: Method) -> dict[str, float]:
         """Measure and report."""
         features, predictions, targets = [], [], []
         index = (self._masks.context.split(_CHUNK), self._masks.target.split(_CHUNK))
@@ -112,7 +112,7 @@ class KnnProbe:
         self._say = say
 
     @torch.no_grad()
-    def __call__(self, model: IJEPA) -> dict[str, float]:
+    def __call__(self, model: Method) -> dict[str, float]:
         """Embed and classify."""
         bank, queries = (
             torch.cat(
@@ -129,7 +129,7 @@ class KnnProbe:
         return {"knn_top1": top1}
 
 
-def prepare(images: Tensor, model: IJEPA) -> Tensor:
+def prepare(images: Tensor, model: Method) -> Tensor:
     """uint8 images (B, c, h, w) as this model takes them, on its device."""
     assert model.preprocess is not None
     device = model.context_encoder.pos_embed.device

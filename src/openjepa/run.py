@@ -13,12 +13,12 @@ from openjepa.config import BudgetConfig, Config
 from openjepa.data.dataset import Batch
 from openjepa.data.loader import Loader
 from openjepa.masks import MaskSampler
-from openjepa.methods.ijepa import IJEPA
+from openjepa.methods import Method
 from openjepa.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from openjepa.run_folder import RunFolder
 from openjepa.settings import dump_config
 
-Probe = Callable[[IJEPA], dict[str, float]]
+Probe = Callable[[Method], dict[str, float]]
 """A measurement of the model while it trains; it must not touch the run's random numbers."""
 
 
@@ -42,7 +42,7 @@ class Run:
 
     config: Config
     fabric: Fabric
-    method: IJEPA
+    method: Method
     loader: Loader
     sampler: MaskSampler
     folder: RunFolder | None

@@ -27,7 +27,7 @@ from openjepa.data.preprocess import normalise
 from openjepa.errors import NonFiniteError, Preempted
 from openjepa.failpoint import failpoint
 from openjepa.masks import Masks
-from openjepa.methods.ijepa import IJEPA
+from openjepa.methods import Method
 from openjepa.run import Run
 from openjepa.stop import StopRequest
 
@@ -73,7 +73,7 @@ def hyperparameters(config: Config, *, progress: float, next_progress: float) ->
 class Objective(nn.Module):
     """A method as Fabric wraps it (DDP): tensors in, the loss out, in the precision asked for."""
 
-    def __init__(self, method: IJEPA, *, bfloat16: bool = False) -> None:
+    def __init__(self, method: Method, *, bfloat16: bool = False) -> None:
         super().__init__()
         self.method = method
         self.low_precision = bfloat16
@@ -126,7 +126,7 @@ def train_step(
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
     optimizer.step()
     optimizer.zero_grad()
-    cast(IJEPA, objective.method).update_target(hyper.ema_momentum)
+    cast(Method, objective.method).update_target(hyper.ema_momentum)
     return value
 
 

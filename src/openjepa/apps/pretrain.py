@@ -29,7 +29,7 @@ from openjepa.hub import model_of
 from openjepa.masks import MaskSampler, make_masks
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.models.transformer import set_attention_path
-from openjepa.presets import choose_preset, preset
+from openjepa.presets import choose_preset, preset, with_method
 from openjepa.probes import HealthProbe, KnnProbe, stop_on_collapse
 from openjepa.progress import TrainingProgress
 from openjepa.resume import check_changes, check_data
@@ -88,7 +88,7 @@ def pretrain(
     Args:
         data: Folder, list file, manifest, tar pattern or built-in name.
         out: Folder for everything that the run writes.
-        method: Pretraining method (`ijepa`).
+        method: Pretraining method: `ijepa` or `mae`.
         preset: Settings to start from; `auto` chooses by the size of the images.
         config: YAML file of settings on top of the preset.
         set: `KEY=VALUE` texts on top of that, as `--set` takes them.
@@ -169,6 +169,8 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
     else:
         base = preset(request.preset)
     config = load_config(base, **layers)
+    if config.method != "ijepa":
+        config = load_config(with_method(base, config.method), **layers)
     if config.budget.model_dump(exclude_none=True) == {}:
         raise UserError("how long to train? Give --max-minutes M, --epochs E or --steps N")
     return config

@@ -4,9 +4,12 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any
 
+import torch
+
 from openjepa.config import Config
 from openjepa.errors import UserError
-from openjepa.models.vit import SIZES
+from openjepa.models.predictor import Predictor
+from openjepa.models.vit import SIZES, VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,35 @@ class Architecture:
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patches."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    def build(self, *, seed: int, predicted_dim: int | None = None) -> tuple[VisionTransformer, Predictor]:
+        """A new encoder and predictor, weights drawn from the seed (the global generator is left as it was).
+
+        Args:
+            seed: Of the weights.
+            predicted_dim: Numbers that the predictor predicts of a patch; by default the encoder's width.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = VisionTransformer(
+                self.image_size,
+                self.patch_size,
+                in_channels=self.in_channels,
+                embed_dim=self.embed_dim,
+                depth=self.depth,
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+            )
+            predictor = Predictor(
+                self.grid,
+                embed_dim=self.embed_dim,
+                predictor_dim=self.predictor_dim,
+                depth=self.predictor_depth,
+                num_heads=self.predictor_heads,
+                shared_context=self.shared_context,
+                predicted_dim=predicted_dim,
+            )
+        return encoder, predictor
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -26,6 +26,7 @@ class Predictor(nn.Module):
         num_heads: Attention heads; must divide P.
         mlp_ratio: Hidden width of the MLP over P.
         shared_context: Compute context tokens once for all target blocks, instead of once for each.
+        predicted_dim: Numbers K to predict of a patch; by default D.
 
     Raises:
         ValueError: The heads do not divide the width.
@@ -43,6 +44,7 @@ class Predictor(nn.Module):
         num_heads: int,
         mlp_ratio: float = 4.0,
         shared_context: bool = False,
+        predicted_dim: int | None = None,
     ) -> None:
         super().__init__()
         if predictor_dim % num_heads:
@@ -55,7 +57,7 @@ class Predictor(nn.Module):
             [Block(predictor_dim, num_heads, mlp_ratio) for _ in range(depth)]
         )
         self.predictor_norm = nn.LayerNorm(predictor_dim, eps=LAYER_NORM_EPS)
-        self.predictor_proj = nn.Linear(predictor_dim, embed_dim)
+        self.predictor_proj = nn.Linear(predictor_dim, predicted_dim or embed_dim)
         self.apply(init_weights)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         rescale_residual_(self)
@@ -69,7 +71,7 @@ class Predictor(nn.Module):
             target_index: (B, M, Nt) int64, where to predict.
 
         Returns:
-            (B, C, M, Nt, D) predicted features.
+            (B, C, M, Nt, K) predictions.
         """
         visible = self.predictor_embed(context)
         visible = visible + self.predictor_pos_embed[0][context_index]  # (B, C, Nc, P)

@@ -59,13 +59,17 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """(B, c, H, W) -> (B, N, D), or (B, n, D) for the patches in ``index`` (B, n)."""
-        (height, width), (batch, channels) = self.patch_size, images.shape[:2]
-        rows, columns = images.shape[2] // height, images.shape[3] // width
-        patches = images.reshape(batch, channels, rows, height, columns, width)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)  # (B, N, c·h·w)
+        patches = self.cut(images)
         if index is not None:
             patches = gather_tokens(patches, index)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+    def cut(self, images: Tensor) -> Tensor:
+        """The pixels of each patch: (B, c, H, W) -> (B, N, c·h·w)."""
+        (height, width), (batch, channels) = self.patch_size, images.shape[:2]
+        rows, columns = images.shape[2] // height, images.shape[3] // width
+        patches = images.reshape(batch, channels, rows, height, columns, width)
+        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
 
 
 class VisionTransformer(nn.Module):

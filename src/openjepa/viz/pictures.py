@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from openjepa.data.dataset import ImageDataset, spread
 from openjepa.masks import MaskSampler
-from openjepa.methods.ijepa import IJEPA
+from openjepa.methods import Method
 from openjepa.probes import prepare
 
 Picture = NDArray[np.uint8]
@@ -49,7 +49,7 @@ def masks_picture(
     return _mosaic(rows)
 
 
-def features_picture(model: IJEPA, dataset: ImageDataset, *, num: int = 8) -> Picture:
+def features_picture(model: Method, dataset: ImageDataset, *, num: int = 8) -> Picture:
     """Images above the principal components of their patch features, as red, green and blue, in two rows.
 
     In the second row the mean of each position is taken away first: only what differs between images is left.
@@ -79,7 +79,7 @@ def _colours(features: Tensor, shown: Tensor) -> Tensor:
     return colours.unflatten(0, features.shape[:2])[shown].to(torch.uint8)
 
 
-def neighbours_picture(model: IJEPA, dataset: ImageDataset, *, num: int = 6, shown: int = 8) -> Picture:
+def neighbours_picture(model: Method, dataset: ImageDataset, *, num: int = 6, shown: int = 8) -> Picture:
     """In each row an image, a gap, and the images with the most similar features (cosine)."""
     assert model.architecture is not None
     rows, columns = model.architecture.grid
@@ -100,7 +100,7 @@ def neighbours_picture(model: IJEPA, dataset: ImageDataset, *, num: int = 6, sho
 
 
 @torch.no_grad()
-def _encode(model: IJEPA, images: Tensor) -> Tensor:
+def _encode(model: Method, images: Tensor) -> Tensor:
     """(B, C, H, W) uint8 -> (B, N, D), on the CPU."""
     return model.target_encoder(prepare(images, model)).float().cpu()
 

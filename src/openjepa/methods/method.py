@@ -1,0 +1,129 @@
+"""What I-JEPA and the masked autoencoder share: an encoder sees part of an image, a predictor says what is hidden.
+
+Methods differ in what is to be predicted (`raw_targets`) and in what moves after a step (`update_target`).
+
+Shapes: B images, C context blocks, M target blocks, Nc and Nt patches in each, N patches, D width, K numbers that
+are to be predicted of a patch.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openjepa.masks import Masks
+from openjepa.models.architecture import Architecture
+from openjepa.models.predictor import Predictor
+from openjepa.models.transformer import gather_tokens
+from openjepa.models.vit import VisionTransformer
+
+Loss = Literal["mse", "smooth_l1"]
+TargetNorm = Literal["none", "layer", "centred"]
+
+
+class Preprocessing(Protocol):
+    """How an image becomes the encoder's input; what it is exactly, the data side knows."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Channel means in [0, 1]."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Channel standard deviations in [0, 1]."""
+
+    def __call__(self, image: Any) -> Tensor:
+        """An image, or the path of one -> (1, c, H, W), normalised."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one forward pass gives."""
+
+    loss: Tensor
+    """Mean over all elements of the chosen distance, a scalar."""
+    predictions: Tensor
+    """(B, C, M, Nt, K)."""
+    targets: Tensor
+    """(B, M, Nt, K), without gradient."""
+
+
+class Method(nn.Module):
+    """An encoder, a predictor, and the objective that trains them.
+
+    Args:
+        encoder: The context encoder.
+        predictor: The predictor.
+        loss: ``mse`` (the papers) or ``smooth_l1`` (the authors' I-JEPA, β = 1).
+        target_norm: `none`, `layer`: the targets of a patch pass a LayerNorm without parameters (the authors' I-JEPA;
+            the "normalised pixels" of a masked autoencoder), or `centred`: before it, each position's mean over
+            the batch is taken away, so that nothing is gained by predictions that only tell the position.
+
+    Attributes:
+        target_encoder: What features are taken from, after training; never optimised by itself.
+        preprocess: Set by whoever knows the images (openjepa.load).
+        architecture: Set by whoever built it.
+    """
+
+    target_encoder: VisionTransformer
+
+    def __init__(
+        self, encoder: VisionTransformer, predictor: Predictor, *, loss: Loss, target_norm: TargetNorm
+    ) -> None:
+        super().__init__()
+        self.context_encoder = encoder
+        self.predictor = predictor
+        self.preprocess: Preprocessing | None = None
+        self.architecture: Architecture | None = None
+        self.loss: Loss = loss
+        self.target_norm: TargetNorm = target_norm
+
+    def forward(self, images: Tensor, masks: Masks) -> Output:
+        """Loss, predictions and targets of a batch.
+
+        Args:
+            images: (B, c, H, W), normalised.
+            masks: Which patches are context and which are targets.
+
+        Returns:
+            The loss with everything that went into it. All context blocks share one pass for targets.
+        """
+        targets = gather_tokens(self.encode_targets(images), masks.target.flatten(1))  # (B, M·Nt, K)
+        targets = targets.unflatten(1, masks.target.shape[1:])  # (B, M, Nt, K)
+        context = self.encode_context(images, masks.context)  # (B, C, Nc, D)
+        predictions = self.predictor(context, masks.context, masks.target)  # (B, C, M, Nt, K)
+
+        distance = F.mse_loss if self.loss == "mse" else F.smooth_l1_loss
+        loss = distance(predictions, targets[:, None].expand_as(predictions))
+        return Output(loss=loss, predictions=predictions, targets=targets)
+
+    def encode_context(self, images: Tensor, index: Tensor) -> Tensor:
+        """Features of context blocks, each encoded by itself: (B, c, H, W), (B, C, Nc) -> (B, C, Nc, D)."""
+        tokens = self.context_encoder.embed(images, index.flatten(1))  # (B, C·Nc, D)
+        blocks = tokens.reshape(-1, index.shape[2], tokens.shape[2])  # (B·C, Nc, D)
+        return self.context_encoder.encode(blocks).unflatten(0, index.shape[:2])
+
+    @torch.no_grad()
+    def encode_targets(self, images: Tensor) -> Tensor:
+        """What is to be predicted, for every patch of whole images: (B, c, H, W) -> (B, N, K)."""
+        targets = self.raw_targets(images)
+        if self.target_norm == "none":
+            return targets
+        if self.target_norm == "centred":
+            targets = targets - targets.mean(dim=0)
+        return F.layer_norm(targets, targets.shape[-1:])
+
+    @abstractmethod
+    def raw_targets(self, images: Tensor) -> Tensor:
+        """What is to be predicted before it is normalised: (B, c, H, W) -> (B, N, K)."""
+
+    @abstractmethod
+    def update_target(self, momentum: float) -> None:
+        """What moves after a step beside the optimiser.
+
+        Args:
+            momentum: Of a moving average, in [0, 1].
+        """
