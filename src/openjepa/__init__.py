@@ -6,21 +6,28 @@ From images to features:
 
     openjepa.pretrain(data="photos", out="runs/photos", max_minutes=20)
     model = openjepa.load("runs/photos")
-    features = model.target_encoder(model.preprocess("photo.jpg")).mean(dim=1)  # (1, D)
+    features = openjepa.embed(model, ["photo.jpg"])  # (1, D)
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from openjepa.apps.embed import embed
     from openjepa.apps.evaluate import evaluate
     from openjepa.apps.pretrain import pretrain
     from openjepa.hub import load
     from openjepa.masks import Masks
 
-__all__ = ["Masks", "evaluate", "load", "pretrain"]
+__all__ = ["Masks", "embed", "evaluate", "load", "pretrain"]
 
-_HOMES = {"Masks": "masks", "evaluate": "apps.evaluate", "load": "hub", "pretrain": "apps.pretrain"}
+_HOMES = {
+    "Masks": "masks",
+    "embed": "apps.embed",
+    "evaluate": "apps.evaluate",
+    "load": "hub",
+    "pretrain": "apps.pretrain",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,7 @@ def _log_to_terminal() -> None:
 def pretrain(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for everything that the run writes.")],
-    method: Annotated[str | None, typer.Option(help="Pretraining method (ijepa).")] = None,
+    method: Annotated[str | None, typer.Option(help="ijepa or mae.")] = None,
     preset: Annotated[
         str, typer.Option(help="Settings to start from: auto, small, medium, standard, …")
     ] = "auto",
@@ -104,6 +104,43 @@ def evaluate(
 
 
 @app.command()
+def embed(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Run folder, checkpoint folder or the authors' .pth.tar.")
+    ],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Parquet file for the embeddings.")],
+    patches: Annotated[
+        bool, typer.Option("--patches", help="Also the representation of each patch: large.")
+    ] = False,
+    encoder: Annotated[str, typer.Option(help="target (as the paper) or context.")] = "target",
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is faster.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a forward pass; 64 up to 64 px, else 16.")
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where the file does not say.")
+    ] = None,
+    num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
+    max_bad_fraction: Annotated[
+        float, typer.Option(help="Fail when more than this fraction of the images cannot be read.")
+    ] = 0.01,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is at --out.")] = False,
+) -> None:
+    """Write one vector an image to a parquet file; run again after a kill, it goes on."""
+    from openjepa.apps.embed import embed as run
+
+    run(
+        checkpoint, data, out, patches=patches, encoder=encoder, precision=precision, device=device,
+        batch_size=batch_size, num_heads=num_heads, num_workers=num_workers, max_bad_fraction=max_bad_fraction,
+        overwrite=overwrite,
+    )  # fmt: skip
+
+
+@app.command()
 def scan(
     data: Data,
     test: Annotated[str | None, typer.Option(help="Held-out images, looked for in DATA.")] = None,
@@ -150,6 +187,42 @@ def bench_data(
     from openjepa.bench.data import bench_data as run
 
     run(data, reference=reference, image_size=image_size, repeats=repeats, say=typer.echo)
+
+
+@bench.command("embed")
+def bench_embed(
+    case: Annotated[list[str] | None, typer.Option(help="small or base; may be repeated.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side, after one to warm up.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="All sides in bfloat16.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of images: also from files to features.")] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="How many of its images a turn reads.")] = 256,
+) -> None:
+    """Embedding images, side by side with transformers and timm where they are installed."""
+    from openjepa.bench.embed import bench_embed as run
+
+    given = {"cases": case} if case else {}
+    run(
+        repeats=repeats, batch=batch, bfloat16=bfloat16, data=data, num_images=num_images, say=typer.echo, **given
+    )  # fmt: skip
+
+
+@bench.command("scaling")
+def bench_scaling(
+    out: Annotated[Path | None, typer.Option(help="Folder for the numbers and the figure.")] = None,
+    what: Annotated[
+        str, typer.Option(help="Any of batch,tokens,depth,images.")
+    ] = "batch,tokens,depth,images",
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each size.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="Threads of each process.")] = None,
+    max_images: Annotated[int, typer.Option(help="Files of the largest data set.")] = 1_000_000,
+) -> None:
+    """How speed and memory grow with the batch, the tokens, the depth and the number of files."""
+    from openjepa.bench.scaling import bench_scaling as run
+
+    run(
+        what=what.split(","), out=out, repeats=repeats, threads=threads, max_images=max_images, say=typer.echo
+    )
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar with images/s and time left, and the health in words."""
+"""What a person sees while a run trains or images are embedded: a bar with images/s and time left, or plain lines."""
 
 import sys
 import time
@@ -69,5 +69,61 @@ class TrainingProgress:
         done, spent = position - self._first[0], seconds - self._first[1]
         if done <= 0:
             return "–"
-        left = int(spent / done * max(0.0, 1 - position))
-        return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        return _clock(spent / done * max(0.0, 1 - position))
+
+
+class ImageProgress:
+    """So many of so many images: a rich progress bar on a terminal, plain lines elsewhere.
+
+    Args:
+        total: Images in all.
+        done: How many of them an earlier process has done.
+        console: Where it is shown; standard error by default.
+        quiet: Show nothing.
+    """
+
+    def __init__(
+        self, total: int, *, done: int = 0, console: Console | None = None, quiet: bool = False
+    ) -> None:
+        self.console = console or Console(file=sys.stderr, quiet=quiet)
+        self._total, self._first = total, done
+        self._bar = Progress(
+            TextColumn("{task.completed:,} of {task.total:,} images"),
+            BarColumn(),
+            TextColumn("{task.percentage:>5.1f} %"),
+            TextColumn("{task.fields[rate]} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("images", total=total, completed=done, rate="–", left="–")
+        self._start = self._last_line = time.monotonic()
+
+    def __enter__(self) -> "ImageProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int) -> None:
+        """Show that ``done`` images of all are done."""
+        now = time.monotonic()
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        left = _clock((self._total - done) / rate) if rate else "–"
+        self._bar.update(self._task, completed=done, rate=f"{rate:,.1f}", left=left)
+        if not self.console.is_terminal and now - self._last_line > _PLAIN_SECONDS:
+            self._last_line = now
+            self.say(f"{done:,} of {self._total:,} images · {rate:,.1f} images/s · left {left}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    left = int(seconds)
+    return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"

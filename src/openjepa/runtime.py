@@ -36,12 +36,12 @@ def resolve_runtime(runtime: RuntimeConfig, *, shapes: list[tuple[int, int, int,
     Raises:
         UserError: A device or precision that this machine does not have.
     """
-    device = _device(runtime.device)
+    device = resolve_device(runtime.device)
     threads = runtime.threads or available_cores()
     torch.set_num_threads(threads)  # measured with as many as the run will use
     precision = runtime.precision
     if precision == "auto":
-        precision = "bfloat16" if _bfloat16_pays(device) else "float32"
+        precision = "bfloat16" if bfloat16_pays(device) else "float32"
     attention: str = runtime.attention
     if attention == "auto":
         attention = fastest_attention(
@@ -108,17 +108,22 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _device(wanted: str) -> str:
+def resolve_device(wanted: str, *, option: str = "runtime.device") -> str:
+    """The device to compute on: `cuda`, `mps` or `cpu`, for `auto` the first of them that is here.
+
+    Raises:
+        UserError: It is not here; the message names the option.
+    """
     have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if have[name])
-    if not have[wanted]:
+    if not have.get(wanted):
         present = ", ".join(name for name, there in have.items() if there)
-        raise UserError(f"runtime.device: {wanted!r} is not available here; available: {present}, or auto")
+        raise UserError(f"{option}: {wanted!r} is not available here; available: {present}, or auto")
     return wanted
 
 
-def _bfloat16_pays(device: str) -> bool:
+def bfloat16_pays(device: str) -> bool:
     """Whether a product in bfloat16 is clearly faster; on CPUs without the instructions it is many times slower."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

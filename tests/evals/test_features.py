@@ -1,13 +1,13 @@
 """Features are what the paper says, made in one pass, and never silently broken."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from openjepa.errors import CheckpointError
-from openjepa.evals.features import embed, extract, pooled, raw_pixels
+from openjepa.evals.features import Encoder, extract, pooled, raw_pixels
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -23,19 +23,23 @@ def encode(images: Tensor) -> Tensor:
     return quarters.flatten(2).mT.square()
 
 
-def test_embed_averages_over_patches_whatever_the_batches(images: Tensor) -> None:
+def embed(encode: Encoder, batches: Iterable[Tensor]) -> Tensor:
+    return extract({"it": pooled(encode)}, batches=batches, mean=MEAN, std=STD)["it"]
+
+
+def test_pooled_averages_over_patches_whatever_the_batches(images: Tensor) -> None:
     x = (images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     quarters = x.view(7, 3, 2, 4, 2, 4).mean(dim=(3, 5))
     expected = quarters.square().mean(dim=(2, 3))
     for size in (7, 3, 1):
-        features = embed(encode, images.split(size), mean=MEAN, std=STD)
+        features = embed(encode, images.split(size))
         assert features.dtype == torch.float32
         torch.testing.assert_close(features.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_embed_gives_float32_without_gradient(images: Tensor) -> None:
+def test_pooled_gives_float32_without_gradient(images: Tensor) -> None:
     weight = torch.ones(3, requires_grad=True)
-    features = embed(lambda x: (encode(x) * weight).bfloat16(), [images], mean=MEAN, std=STD)
+    features = embed(lambda x: (encode(x) * weight).bfloat16(), [images])
     assert features.dtype == torch.float32
     assert not features.requires_grad
 
@@ -50,7 +54,7 @@ def test_several_encoders_share_one_pass(images: Tensor) -> None:
 
     features = extract({"a": pooled(encode), "b": raw_pixels}, batches=once(), mean=MEAN, std=STD)
     assert sum(served) == len(images)
-    torch.testing.assert_close(features["a"], embed(encode, [images], mean=MEAN, std=STD))
+    torch.testing.assert_close(features["a"], embed(encode, [images]))
     assert features["b"].shape == (7, 3 * 8 * 8)
 
 

@@ -28,16 +28,25 @@ class BadFiles:
         log: The list, ``{"path", "reason"}`` a line; what it holds already is kept. None: no list.
         max_fraction: The run ends when more than this fraction of the images read are bad ...
         after: ... but not before this many have been read.
+        option: What the user changes ``max_fraction`` with, for the message.
 
     Attributes:
         kinds: How often each kind of fault was met.
     """
 
-    def __init__(self, log: Path | None = None, *, max_fraction: float = 0.01, after: int = 100) -> None:
+    def __init__(
+        self,
+        log: Path | None = None,
+        *,
+        max_fraction: float = 0.01,
+        after: int = 100,
+        option: str = "data.max_bad_fraction",
+    ) -> None:
         self.kinds: Counter[str] = Counter()
         self._log = log
         self._max_fraction = max_fraction
         self._after = after
+        self._option = option
         self._num_read = 0
         self._listed: set[str] = set()
         if log is not None and log.exists():
@@ -59,9 +68,9 @@ class BadFiles:
         if self._num_read >= self._after and num_bad > self._max_fraction * self._num_read:
             raise DataError(
                 f"{num_bad} of the {self._num_read} images read are bad: {count_kinds(self.kinds)}. That is "
-                f"{num_bad / self._num_read:.1%}, and data.max_bad_fraction allows {self._max_fraction:.1%}. "
+                f"{num_bad / self._num_read:.1%}, and {self._option} allows {self._max_fraction:.1%}. "
                 + ("" if self._log is None else f"They are listed in {self._log}. ")
-                + "Repair or remove them, or raise data.max_bad_fraction."
+                + f"Repair or remove them, or raise {self._option}."
             )
 
     def note(self, bad: Iterable[BadFile]) -> None:

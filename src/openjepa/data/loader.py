@@ -92,7 +92,12 @@ class Loader:
 
 
 def evaluate_batches(
-    dataset: ImageDataset, *, batch_size: int, num_workers: int = 0, bad_files: BadFiles | None = None
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    bad_files: BadFiles | None = None,
+    start: int = 0,
 ) -> Iterator[Batch]:
     """Evaluation views of all images that can be read, in order.
 
@@ -101,13 +106,14 @@ def evaluate_batches(
         batch_size: Images a batch; one is smaller where images are bad, and at the end.
         num_workers: As for `Loader`.
         bad_files: Where bad images are counted; by default a count of its own, with its limit of 1 %.
+        start: The first sample; those before it are not read.
 
     Raises:
         DataError: Too many images are bad, or a worker died.
     """
     bad_files = bad_files or BadFiles()
-    steps = range(-(-len(dataset) // batch_size))
-    for batch in _compute(_InOrder(dataset, batch_size), steps, dataset, num_workers):
+    steps = range(-(-(len(dataset) - start) // batch_size))
+    for batch in _compute(_InOrder(dataset, batch_size, start), steps, dataset, num_workers):
         bad_files.add(num_good=len(batch.samples), bad=batch.bad)
         if len(batch.samples):
             yield batch
@@ -116,12 +122,13 @@ def evaluate_batches(
 class _InOrder:
     """Step -> evaluation batch; a class because a worker is sent it."""
 
-    def __init__(self, dataset: ImageDataset, batch_size: int) -> None:
+    def __init__(self, dataset: ImageDataset, batch_size: int, start: int) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
+        self.start = start
 
     def __call__(self, step: int) -> Batch:
-        start = step * self.batch_size
+        start = self.start + step * self.batch_size
         return self.dataset.evaluation_batch(
             np.arange(start, min(start + self.batch_size, len(self.dataset)))
         )

@@ -3,7 +3,8 @@
 "For downstream use, the target encoder, average-pooled over patches" (I-JEPA, arXiv 2301.08243, section 3).
 An evaluator sees a callable, never a trainer or a model class:
 
-    features = embed(model.target_encoder, batches, mean=mean, std=std)     # (N, D)
+    encoders = {"target": pooled(model.target_encoder)}
+    features = extract(encoders, batches=batches, mean=mean, std=std)["target"]     # (N, D)
 
 Shapes: B images of a batch, N images of a data set, P patches, D width, C channels.
 """
@@ -89,32 +90,20 @@ def extract(
         inputs = normalise(images.to(device), mean=mean, std=std)
         for name, featurise in featurisers.items():
             features = featurise(inputs).float().cpu()
-            if not (finite := features.isfinite().all(dim=1)).all():
-                raise CheckpointError(
-                    f"{name}: the features of {int((~finite).sum())} of {len(finite)} images of a batch are NaN "
-                    f"or infinite; they must be finite. Evaluate an earlier checkpoint, or check this one's "
-                    f"weights, mean {list(mean)} and std {list(std)}"
-                )
+            require_finite(features, name, mean=mean, std=std)
             parts[name].append(features)
     return {name: torch.cat(batch) for name, batch in parts.items()}
 
 
-def embed(
-    encode: Encoder,
-    batches: Iterable[Tensor],
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: str | torch.device = "cpu",
-) -> Tensor:
-    """One vector an image: the mean over patches of the encoder's output. Arguments as in ``extract``.
-
-    Returns:
-        Features (N, D) float32 on the CPU.
+def require_finite(features: Tensor, name: str, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse features (B, D) that are NaN or infinite, of the encoder of this name.
 
     Raises:
-        CheckpointError: Features are NaN or infinite.
+        CheckpointError: Some are.
     """
-    return extract({"the encoder": pooled(encode)}, batches=batches, mean=mean, std=std, device=device)[
-        "the encoder"
-    ]
+    if not (finite := features.isfinite().all(dim=1)).all():
+        raise CheckpointError(
+            f"{name}: the features of {int((~finite).sum())} of {len(finite)} images of a batch are NaN or "
+            "infinite; they must be finite. Use an earlier checkpoint, or check this one's weights, "
+            f"mean {list(mean)} and std {list(std)}"
+        )
