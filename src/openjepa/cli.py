@@ -50,6 +50,9 @@ def pretrain(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, crops and masks.")] = None,
     devices: Annotated[int | None, typer.Option(help="Processes, one a device.")] = None,
     channels: Annotated[int | None, typer.Option(help="Channels of the images.")] = None,
+    init_from: Annotated[
+        str | None, typer.Option(help="Checkpoint to start from: its encoder, shape and weights.")
+    ] = None,
     eval_train: Annotated[str | None, typer.Option(help="Labelled data for the k-NN that watches.")] = None,
     eval_test: Annotated[str | None, typer.Option(help="Labelled data that it classifies.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -67,9 +70,9 @@ def pretrain(
 
     run(
         data=data, out=out, method=method, preset=preset, config=config, set=set or (), epochs=epochs, steps=steps,
-        max_minutes=max_minutes, seed=seed, devices=devices, channels=channels, eval_train=eval_train,
-        eval_test=eval_test, resume=resume, override=override, allow_data_change=allow_data_change,
-        overwrite=overwrite, stop_on_collapse=stop_on_collapse,
+        max_minutes=max_minutes, seed=seed, devices=devices, channels=channels, init_from=init_from,
+        eval_train=eval_train, eval_test=eval_test, resume=resume, override=override,
+        allow_data_change=allow_data_change, overwrite=overwrite, stop_on_collapse=stop_on_collapse,
     )  # fmt: skip
 
 

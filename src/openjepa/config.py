@@ -209,6 +209,8 @@ class Config(Section):
     """The preset that the run started from."""
     method: Literal["ijepa", "mae"] = "ijepa"
     """Pretraining method: ijepa, or mae, the masked autoencoder to compare with."""
+    init_from: str | None = None
+    """Checkpoint whose weights the run starts with, and whose encoder it has (`--init-from`)."""
     seed: int = 0
     """Seed of the weights, the order of samples, crops and masks."""
     data: DataConfig = DataConfig()

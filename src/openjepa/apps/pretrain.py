@@ -25,7 +25,7 @@ from openjepa.data.loader import Loader
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import channel_statistics, typical_side
 from openjepa.errors import UserError
-from openjepa.hub import model_of
+from openjepa.hub import load, model_of
 from openjepa.masks import MaskSampler, make_masks
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.models.transformer import set_attention_path
@@ -38,6 +38,7 @@ from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_runtime, resolved_attention
 from openjepa.settings import load_config
 from openjepa.train import fit
+from openjepa.transfer import model_settings, start_from
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def pretrain(
     seed: int | None = None,
     devices: int | None = None,
     channels: int | None = None,
+    init_from: str | Path | None = None,
     eval_train: str | Path | None = None,
     eval_test: str | Path | None = None,
     resume: bool = False,
@@ -98,6 +100,7 @@ def pretrain(
         seed: Seed of weights, order, crops and masks.
         devices: Processes, one a device.
         channels: Channels of the images.
+        init_from: Checkpoint to take the encoder from, its shape and its weights, for images of any size.
         eval_train: Labelled images for the k-NN that watches the run.
         eval_test: Labelled images that it classifies.
         resume: Go on from the newest checkpoint in ``out`` (from step 0 where there is none).
@@ -117,6 +120,7 @@ def pretrain(
         "seed": seed,
         "runtime.devices": devices,
         "data.channels": channels,
+        "init_from": None if init_from is None else str(init_from),
     }
     options |= {"budget.epochs": epochs, "budget.steps": steps, "budget.max_minutes": max_minutes}
     given = {key: value for key, value in options.items() if value is not None}
@@ -168,6 +172,8 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
         _log.info("preset auto: %s", reason)
     else:
         base = preset(request.preset)
+    if source_of_weights := request.options.get("init_from"):
+        base = {**base, "model": model_settings(load(source_of_weights).shape)}
     config = load_config(base, **layers)
     if config.method != "ijepa":
         config = load_config(with_method(base, config.method), **layers)
@@ -206,6 +212,8 @@ def _train(
         config.runtime = fabric.broadcast(resolve_runtime(config.runtime, shapes=shapes))
     torch.set_num_threads(config.runtime.threads or 1)
     method = model_of(config)
+    if saved is None and config.init_from is not None:
+        say(f"start    {start_from(method, load(config.init_from), name=config.init_from)}")
     set_attention_path(method, resolved_attention(config.runtime))
 
     def watch(row: dict[str, Any]) -> None:

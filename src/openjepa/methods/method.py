@@ -100,6 +100,12 @@ class Method(nn.Module):
         loss = distance(predictions, targets[:, None].expand_as(predictions))
         return Output(loss=loss, predictions=predictions, targets=targets)
 
+    @property
+    def shape(self) -> Architecture:
+        """The architecture, which whoever built the model has set."""
+        assert self.architecture is not None
+        return self.architecture
+
     def encode_context(self, images: Tensor, index: Tensor) -> Tensor:
         """Features of context blocks, each encoded by itself: (B, c, H, W), (B, C, Nc) -> (B, C, Nc, D)."""
         tokens = self.context_encoder.embed(images, index.flatten(1))  # (B, C·Nc, D)

@@ -1,0 +1,70 @@
+"""Starting from another checkpoint: equal weights, other sizes and channels, and what cannot be taken over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import openjepa
+from make_images import jpeg
+from openjepa.errors import CheckpointError
+from openjepa.methods import build
+from openjepa.models.architecture import Architecture
+from openjepa.transfer import adapt_channels, start_from
+
+SHAPE = Architecture((32, 32), (8, 8), 3, 16, 2, 2, 2.0, 8, 1, 2)
+
+
+def test_channels_alike_give_the_same_tokens() -> None:
+    weight = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    grey = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    expected = torch.einsum("dchw,bchw->bd", weight, grey.expand(-1, 3, -1, -1))
+    for channels in (1, 2, 5):
+        adapted = adapt_channels(weight, channels)
+        assert adapted.shape == (5, channels, 4, 4)
+        found = torch.einsum("dchw,bchw->bd", adapted, grey.expand(-1, channels, -1, -1))
+        assert torch.allclose(found, expected, atol=1e-5)
+    assert adapt_channels(weight, 3) is weight
+
+
+def test_a_masked_autoencoder_can_be_a_first_stage() -> None:
+    """Both encoders of the I-JEPA begin as its encoder; the predictor, which predicts other things, does not."""
+    first = build("mae", SHAPE, loss="mse", target_norm="layer", seed=1)
+    second = build("ijepa", SHAPE, loss="mse", target_norm="layer", seed=2)
+    fresh = second.predictor.mask_token.clone()
+    assert start_from(second, first, name="stage-1") == "encoder of stage-1"
+    for encoder in (second.context_encoder, second.target_encoder):
+        assert torch.equal(encoder.blocks[1].mlp.fc1.weight, first.context_encoder.blocks[1].mlp.fc1.weight)
+    assert torch.equal(second.predictor.mask_token, fresh)
+
+
+def test_another_shape_is_told() -> None:
+    first = build("ijepa", SHAPE, loss="mse", target_norm="layer")
+    deeper = Architecture((32, 32), (8, 8), 3, 16, 3, 2, 2.0, 8, 1, 2)
+    second = build("ijepa", deeper, loss="mse", target_norm="layer")
+    with pytest.raises(CheckpointError, match=r"(?s)--init-from run: .* missing there, \(16,\) here"):
+        start_from(second, first, name="run")
+
+
+def test_a_run_starts_from_another_with_grey_images_of_another_size(tmp_path: Path) -> None:
+    (photos := tmp_path / "photos").mkdir()
+    for number in range(8):
+        (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
+    settings = ["data.batch_size=4", "log.tensorboard=false"]
+    first = openjepa.pretrain(
+        data=photos, out=tmp_path / "first", preset="small", steps=2, set=[*settings, "model.name=vit_pico"]
+    )
+    second = openjepa.pretrain(
+        data=photos, out=tmp_path / "second", preset="small", steps=2, channels=1, init_from=first,
+        set=[*settings, "data.image_size=48", "ema.start=1", "ema.end=1"],
+    )  # fmt: skip
+    before, after = openjepa.load(first), openjepa.load(second)
+    assert after.shape.embed_dim == before.shape.embed_dim == 64
+    assert after.shape.grid == (12, 12)
+    assert after.shape.in_channels == 1
+    for index in range(4):  # frozen: the target encoder is still the first run's
+        assert torch.equal(
+            before.target_encoder.blocks[index].attn.qkv.weight,
+            after.target_encoder.blocks[index].attn.qkv.weight,
+        )
+    openjepa.pretrain(data=photos, out=second, resume=True, steps=3, override=True)  # keeps what it learned
