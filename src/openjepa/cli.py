@@ -38,7 +38,7 @@ def _log_to_terminal() -> None:
 def pretrain(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for everything that the run writes.")],
-    method: Annotated[str | None, typer.Option(help="ijepa or mae.")] = None,
+    method: Annotated[str | None, typer.Option(help="ijepa, mae or maskfeat.")] = None,
     preset: Annotated[
         str, typer.Option(help="Settings to start from: auto, small, medium, standard, …")
     ] = "auto",

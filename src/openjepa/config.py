@@ -207,8 +207,9 @@ class Config(Section):
 
     preset: str = "small"
     """The preset that the run started from."""
-    method: Literal["ijepa", "mae"] = "ijepa"
-    """Pretraining method: ijepa, or mae, the masked autoencoder to compare with."""
+    method: Literal["ijepa", "mae", "maskfeat"] = "ijepa"
+    """Pretraining method: ijepa; mae, the masked autoencoder to compare with; or maskfeat, which predicts histograms
+    of gradients instead of pixels."""
     init_from: str | None = None
     """Checkpoint whose weights the run starts with, and whose encoder it has (`--init-from`)."""
     seed: int = 0

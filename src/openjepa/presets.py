@@ -90,19 +90,17 @@ def with_method(settings: Mapping[str, Any], method: str) -> Settings:
     """The settings with what another method than I-JEPA is trained with, its authors' where they carry over.
 
     The masked autoencoder (MAE, arXiv 2111.06377, table 8): three quarters of the patches hidden at random, squared
-    error of pixels normalised by patch, AdamW with β₂ = 0.95.
+    error of pixels normalised by patch, AdamW with β₂ = 0.95. MaskFeat (arXiv 2112.09133) here as the masked
+    autoencoder, with squared error of histograms.
     """
-    changes: dict[str, Settings] = {
-        "ijepa": {},
-        "mae": {
-            "objective": {"loss": "mse", "target_norm": "layer"},
-            "optim": {"betas": (0.9, 0.95)},
-        },
+    if method == "ijepa":
+        return dict(settings)
+    changes: Settings = {
+        "method": method,
+        "objective": {"loss": "mse", "target_norm": "layer" if method == "mae" else "none"},
+        "optim": {"betas": (0.9, 0.95)},
     }
-    chosen = {**_derive(settings, changes[method]), "method": method}
-    if method == "mae":
-        chosen["masks"] = {"name": "random", "target_fraction": 0.75}
-    return chosen
+    return {**_derive(settings, changes), "masks": {"name": "random", "target_fraction": 0.75}}
 
 
 def choose_preset(side: int, num_images: int) -> tuple[Settings, str]:

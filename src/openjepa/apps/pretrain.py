@@ -90,7 +90,7 @@ def pretrain(
     Args:
         data: Folder, list file, manifest, tar pattern or built-in name.
         out: Folder for everything that the run writes.
-        method: Pretraining method: `ijepa` or `mae`.
+        method: Pretraining method: `ijepa`, `mae` or `maskfeat`.
         preset: Settings to start from; `auto` chooses by the size of the images.
         config: YAML file of settings on top of the preset.
         set: `KEY=VALUE` texts on top of that, as `--set` takes them.

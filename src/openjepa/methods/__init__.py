@@ -4,12 +4,17 @@ from collections.abc import Callable
 
 from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.methods.mae import MAE, build_mae
+from openjepa.methods.maskfeat import MaskFeat, build_maskfeat
 from openjepa.methods.method import Loss, Method, Output, TargetNorm
 from openjepa.models.architecture import Architecture
 
-__all__ = ["IJEPA", "MAE", "METHODS", "Loss", "Method", "Output", "TargetNorm", "build"]
+__all__ = ["IJEPA", "MAE", "METHODS", "Loss", "MaskFeat", "Method", "Output", "TargetNorm", "build"]
 
-METHODS: dict[str, Callable[..., Method]] = {"ijepa": build_ijepa, "mae": build_mae}
+METHODS: dict[str, Callable[..., Method]] = {
+    "ijepa": build_ijepa,
+    "mae": build_mae,
+    "maskfeat": build_maskfeat,
+}
 """Name -> function of an architecture, ``loss``, ``target_norm`` and ``seed``."""
 
 
