@@ -1,5 +1,6 @@
 """Starting from another checkpoint: equal weights, other sizes and channels, and what cannot be taken over."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,15 @@ def test_channels_alike_give_the_same_tokens() -> None:
 
 
 def test_a_masked_autoencoder_can_be_a_first_stage() -> None:
-    """Both encoders of the I-JEPA begin as its encoder; the predictor, which predicts other things, does not."""
+    """Both encoders of the I-JEPA begin as its encoder; the predictor but for the layer that says what is predicted."""
     first = build("mae", SHAPE, loss="mse", target_norm="layer", seed=1)
     second = build("ijepa", SHAPE, loss="mse", target_norm="layer", seed=2)
-    fresh = second.predictor.mask_token.clone()
-    assert start_from(second, first, name="stage-1") == "encoder of stage-1"
+    fresh = second.predictor.predictor_proj.weight.clone()
+    assert start_from(second, first, name="stage-1") == "encoder and predictor of stage-1"
     for encoder in (second.context_encoder, second.target_encoder):
         assert torch.equal(encoder.blocks[1].mlp.fc1.weight, first.context_encoder.blocks[1].mlp.fc1.weight)
-    assert torch.equal(second.predictor.mask_token, fresh)
+    assert torch.equal(second.predictor.mask_token, first.predictor.mask_token)
+    assert torch.equal(second.predictor.predictor_proj.weight, fresh)
 
 
 def test_another_shape_is_told() -> None:
@@ -68,3 +70,32 @@ def test_a_run_starts_from_another_with_grey_images_of_another_size(tmp_path: Pa
             after.target_encoder.blocks[index].attn.qkv.weight,
         )
     openjepa.pretrain(data=photos, out=second, resume=True, steps=3, override=True)  # keeps what it learned
+
+
+def test_a_run_of_two_stages(tmp_path: Path) -> None:
+    """Six steps: four of MaskFeat in a folder of their own, then two of I-JEPA that begin with its encoder."""
+    (photos := tmp_path / "photos").mkdir()
+    for number in range(8):
+        (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
+    settings = [
+        "data.batch_size=4", "log.tensorboard=false", "log.every_steps=1", "model.name=vit_pico", "ema.start=1",
+        "ema.end=1", "first_stage.method=maskfeat", "first_stage.share=0.67",
+    ]  # fmt: skip
+    run = openjepa.pretrain(data=photos, out=tmp_path / "run", preset="small", steps=6, set=settings)
+    rows = {
+        folder: [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (run / "first-stage", run)
+    }
+    assert [row["step"] for row in rows[run / "first-stage"]] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows[run]] == [1, 2]
+    assert rows[run][0]["progress"] == 0.5
+    assert rows[run / "first-stage"][0]["target_patches"] == 48
+    assert rows[run][0]["target_patches"] < 48
+    first, second = openjepa.load(run / "first-stage"), openjepa.load(run)
+    frozen = (model.target_encoder.blocks[3].mlp.fc2.weight for model in (first, second))
+    assert torch.equal(*frozen)
+    assert not torch.equal(
+        second.context_encoder.blocks[3].mlp.fc2.weight, first.context_encoder.blocks[3].mlp.fc2.weight
+    )
+    openjepa.pretrain(data=photos, out=run, resume=True)  # finished: nothing is trained again
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2

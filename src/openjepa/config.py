@@ -162,6 +162,16 @@ class BudgetConfig(Section):
         return self
 
 
+class FirstStageConfig(Section):
+    """What the run begins with: another method, whose encoder it then takes over. Kept in `DIR/first-stage`."""
+
+    method: Literal["none", "mae", "maskfeat"] = "none"
+    """none, or a method whose targets mean something from the first step, while I-JEPA's are those of a random
+    network (docs/log.md)."""
+    share: float = Field(0.5, gt=0, lt=1)
+    """Part of the budget that it takes; the run's own schedules are over the rest."""
+
+
 class RuntimeConfig(Section):
     """The machine: what is null is chosen by measurement once, and reused on resume."""
 
@@ -221,9 +231,15 @@ class Config(Section):
     ema: EmaConfig = EmaConfig()
     optim: OptimConfig = OptimConfig()
     budget: BudgetConfig = BudgetConfig()
+    first_stage: FirstStageConfig = FirstStageConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def own_share(self) -> float:
+        """Part of the budget that is left to the run itself beside its first stage."""
+        return 1.0 if self.first_stage.method == "none" else 1.0 - self.first_stage.share
 
     @model_validator(mode="after")
     def _cross_checks(self) -> "Config":

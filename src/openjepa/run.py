@@ -67,10 +67,11 @@ class Run:
 
     @property
     def length(self) -> int | None:
-        """Steps of the whole run; None when it is given in minutes."""
-        return total_steps(
+        """Steps of this run, a first stage left out; None when it is given in minutes."""
+        steps = total_steps(
             self.config.budget, batch_size=self.config.data.batch_size, num_images=len(self.loader.dataset)
         )
+        return steps and max(1, round(steps * self.config.own_share))
 
     def progress(self, ahead: int = 0) -> float:
         """Fraction of the budget used, now or so many steps ahead (by the clock: if they take as long as the last)."""
@@ -78,7 +79,7 @@ class Run:
         if length is not None:
             return min(1.0, (self.step + ahead) / length)
         assert minutes is not None, "a budget was checked for when the run was put together"
-        return min(1.0, (self.seconds + ahead * self._step_seconds) / (60 * minutes))
+        return min(1.0, (self.seconds + ahead * self._step_seconds) / (60 * minutes * self.config.own_share))
 
     @property
     def finished(self) -> bool:

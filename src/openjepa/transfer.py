@@ -3,7 +3,8 @@
     openjepa pretrain scans --channels 1 --init-from runs/photos --out runs/scans --max-minutes 20
 
 The new run takes the encoder's shape and patch from the checkpoint. Its context encoder, and for I-JEPA the target
-encoder, begin as the checkpoint's target encoder; the predictor too where both are alike. Positions are a fixed
+encoder, begin as the checkpoint's target encoder; the predictor too where both are alike, without its last layer
+where they predict different things. Positions are a fixed
 function of the grid, so that another image size needs no change.
 """
 
@@ -70,12 +71,21 @@ def start_from(model: Method, earlier: Method, *, name: str) -> str:
     taken = ["encoder"]
     if channels != found:
         taken[0] += f" (its {found} input channels adapted to {channels})"
-    there, here = earlier.predictor.state_dict(), model.predictor.state_dict()
-    there["predictor_pos_embed"] = here["predictor_pos_embed"]
-    if {key: tensor.shape for key, tensor in there.items()} == {key: t.shape for key, t in here.items()}:
-        model.predictor.load_state_dict(there)
+    if _take_predictor(model, earlier):
         taken.append("predictor")
     return f"{' and '.join(taken)} of {name}"
+
+
+def _take_predictor(model: Method, earlier: Method) -> bool:
+    """Copy the predictor where both are alike; its last layer only where both predict the same thing."""
+    there, here = earlier.predictor.state_dict(), model.predictor.state_dict()
+    there["predictor_pos_embed"] = here["predictor_pos_embed"]
+    if type(earlier) is not type(model):
+        there |= {key: tensor for key, tensor in here.items() if key.startswith("predictor_proj.")}
+    if {key: tensor.shape for key, tensor in there.items()} != {key: t.shape for key, t in here.items()}:
+        return False
+    model.predictor.load_state_dict(there)
+    return True
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:

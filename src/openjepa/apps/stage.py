@@ -1,0 +1,193 @@
+"""One stage of pretraining, from resolved settings to a finished folder: data, masks, model, probes and report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from openjepa import checkpoint
+from openjepa.config import Config
+from openjepa.data.bad_files import BadFile, BadFiles, count_kinds
+from openjepa.data.dataset import ImageDataset
+from openjepa.data.loader import Loader
+from openjepa.data.sources import Source, open_source
+from openjepa.data.statistics import channel_statistics
+from openjepa.hub import load, model_of
+from openjepa.masks import MaskSampler, make_masks
+from openjepa.models.architecture import Architecture, architecture_of
+from openjepa.models.transformer import set_attention_path
+from openjepa.probes import HealthProbe, KnnProbe, stop_on_collapse
+from openjepa.run import Probe, Run
+from openjepa.run_folder import RunFolder
+from openjepa.runtime import resolve_runtime, resolved_attention
+from openjepa.train import fit
+from openjepa.transfer import start_from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a stage is made with, beside its settings.
+
+    Attributes:
+        source: The images.
+        fabric: Device and processes.
+        folder: Where results go; None on all processes but the first.
+        saved: The checkpoint to go on from.
+        eval_train: Labelled images for the k-NN that watches.
+        eval_test: Labelled images that it classifies.
+        stop_on_collapse: End with an error when features become constant.
+        say: Called with lines for people.
+        on_row: Called with every line of metrics.
+    """
+
+    source: Source
+    fabric: Fabric
+    folder: RunFolder | None
+    saved: checkpoint.Checkpoint | None
+    eval_train: str | Path | None = None
+    eval_test: str | Path | None = None
+    stop_on_collapse: bool = False
+    say: Callable[[str], None] = lambda text: None
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None
+
+
+def train(config: Config, stage: Stage) -> None:
+    """Train to the end of the budget, then write the report.
+
+    Args:
+        config: Resolved settings, but for what is measured here and written into them: statistics and runtime.
+        stage: All else.
+    """
+    source, fabric, folder, saved, say = stage.source, stage.fabric, stage.folder, stage.saved, stage.say
+    data, architecture = config.data, architecture_of(config)
+    sampler = make_masks(config.masks.name, grid=architecture.grid, **config.masks.settings())
+    dataset = open_dataset(config, source)
+    bad_files = BadFiles(folder.bad_files if folder else None, max_fraction=data.max_bad_fraction)
+    bad_files.note(BadFile(*problem) for problem in source.problems)
+    loader = Loader(
+        dataset,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        num_workers=data.num_workers,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    if saved is None:
+        if data.normalize == "auto":
+            data.mean, data.std = channel_statistics(dataset)
+        shapes = _attention_shapes(config, architecture, sampler)
+        config.runtime = fabric.broadcast(resolve_runtime(config.runtime, shapes=shapes))
+    torch.set_num_threads(config.runtime.threads or 1)
+    method = model_of(config)
+    if saved is None and config.init_from is not None:
+        say(f"start    {start_from(method, load(config.init_from), name=config.init_from)}")
+    set_attention_path(method, resolved_attention(config.runtime))
+
+    def watch(row: dict[str, Any]) -> None:
+        stage.on_row(row)
+        if stage.stop_on_collapse:
+            stop_on_collapse(row, num_features=architecture.embed_dim)
+
+    run = Run(
+        config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder,
+        probes=_probes(stage, config, dataset, sampler), on_row=watch,
+        on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
+    )  # fmt: skip
+    if saved is not None:
+        run.restore(saved)
+    if folder is not None:
+        checkpoint.require_space(folder.path, run.num_bytes())
+        folder.cut_metrics(run.step)
+        folder.describe(
+            config,
+            data={"name": source.name, "num_images": len(source), "fingerprint": source.fingerprint},
+            model=architecture.as_dict(),
+        )
+        for line in _summary(run, source):
+            say(line)
+    before = run.step
+    fit(run)
+    if folder is not None and (run.step > before or not (folder.path / "report.html").exists()):
+        say(f"report   {_report(run, folder.path)}")
+    if bad_files.kinds:
+        say(f"images skipped: {count_kinds(bad_files.kinds)}; listed in bad_files.jsonl")
+
+
+def _report(run: Run, folder: Path) -> Path:
+    """Draw what the model learned, and write the page about the run."""
+    from openjepa.viz import pictures, report  # after training: matplotlib takes half a second
+
+    model, dataset, seed = run.method.eval(), run.loader.dataset, run.config.seed
+    grid = architecture_of(run.config).grid
+    report.save_picture(folder, "masks", pictures.masks_picture(dataset, run.sampler, grid=grid, seed=seed))
+    report.save_picture(folder, "features", pictures.features_picture(model, dataset))
+    report.save_picture(folder, "neighbours", pictures.neighbours_picture(model, dataset))
+    return report.write_report(folder)
+
+
+def open_dataset(config: Config, source: Source) -> ImageDataset:
+    """The images of a source as this run sees them."""
+    data = config.data
+    return ImageDataset(
+        source,
+        image_size=data.image_size,
+        channels=data.channels,
+        crop_scale=data.crop_scale,
+        crop_aspect=data.crop_aspect,
+        flip=data.flip,
+        interpolation=data.interpolation,
+        min_side=data.min_side,
+        cache=data.cache,
+        cache_bytes=data.cache_bytes,
+    )
+
+
+def _attention_shapes(
+    config: Config, architecture: Architecture, sampler: MaskSampler
+) -> list[tuple[int, int, int, int]]:
+    """(batch, tokens, width, heads) of the attention in the context encoder and in the predictor."""
+    masks = sampler(seed=config.seed, step=0, epochs=np.zeros(1, np.int64), samples=np.zeros(1, np.int64))
+    (_, contexts, visible), (_, targets, hidden) = masks.context.shape, masks.target.shape
+    shape, batch = architecture, config.data.batch_size * contexts
+    return [
+        (batch, visible, shape.embed_dim, shape.num_heads),
+        (batch * targets, visible + hidden, shape.predictor_dim, shape.predictor_heads),
+    ]
+
+
+def _probes(stage: Stage, config: Config, dataset: ImageDataset, sampler: MaskSampler) -> list[Probe]:
+    """What is measured at health checks."""
+    probes: list[Probe] = [HealthProbe(dataset, sampler, say=stage.say)]
+    if stage.eval_train is not None and stage.eval_test is not None:
+        labelled = [
+            open_dataset(config, open_source(data, split=split))
+            for data, split in ((stage.eval_train, "train"), (stage.eval_test, "test"))
+        ]
+        probes.append(KnnProbe(labelled[0], labelled[1], say=stage.say))
+    return probes
+
+
+def _summary(run: Run, source: Source) -> list[str]:
+    """What is about to happen, in a few lines."""
+    config, shape = run.config, architecture_of(run.config)
+    runtime, budget = config.runtime, config.budget
+    count = sum(parameter.numel() for parameter in run.method.context_encoder.parameters())
+    length = run.length
+    kept = "cached in memory" if run.loader.dataset.images is not None else "decoded as needed"
+    horizon = [f"{1 / (1 - m):,.0f}" if m < 1 else "∞" for m in (config.ema.start, config.ema.end)]
+    against = f"{length:,} steps" if length else f"{budget.max_minutes:g} minutes"
+    return [
+        f"data     {source.name}: {len(source):,} images, {kept}",
+        f"model    {config.model.name}: {shape.embed_dim} wide, {shape.depth} deep, {count:,} parameters; "
+        f"{shape.image_size[0]}×{shape.image_size[1]} px in {shape.grid[0]}×{shape.grid[1]} patches; "
+        f"predictor {shape.predictor_dim} wide, {shape.predictor_depth} deep",
+        f"run      preset {config.preset}, {against}, batch {config.data.batch_size}, lr {config.optim.lr:g}, "
+        f"from step {run.step:,}",
+        f"target   moving average over {horizon[0]} → {horizon[1]} steps (EMA momentum {config.ema.start:g} → "
+        f"{config.ema.end:g}) against {against}",
+        f"machine  {runtime.device}, {runtime.threads} threads, {runtime.precision}, {runtime.attention} attention",
+    ]
