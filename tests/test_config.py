@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from openjepa.errors import UserError
 from openjepa.masks import make_masks
+from openjepa.methods import METHODS
 from openjepa.methods.ijepa import build_ijepa
 from openjepa.models.architecture import architecture_of
 from openjepa.models.vit import SIZES
-from openjepa.presets import PRESETS, choose_preset, preset
+from openjepa.presets import PRESETS, choose_preset, preset, with_method
 from openjepa.settings import differences, dump_config, known_keys, load_config
 
 
@@ -33,6 +34,20 @@ def test_the_automatic_preset_fits_any_size(side: int) -> None:
     assert settings["preset"] in reason
     assert config.data.image_size[0] <= max(28, side)
     assert config.data.batch_size <= 128
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_method_has_settings_with_every_preset(name: str, method: str) -> None:
+    config = load_config(with_method(preset(name), method))
+    assert config.method == method
+    before = load_config(preset(name))
+    if method == "ijepa":
+        assert config == before
+    else:
+        assert config.masks.name == "random"
+        assert config.optim.lr == before.optim.lr / 2
+        assert config.data == before.data
 
 
 def test_another_mask_sampler_starts_from_its_own_settings() -> None:

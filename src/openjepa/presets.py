@@ -98,7 +98,7 @@ def with_method(settings: Mapping[str, Any], method: str) -> Settings:
     changes: Settings = {
         "method": method,
         "objective": {"loss": "mse", "target_norm": "layer" if method == "mae" else "none"},
-        "optim": {"betas": (0.9, 0.95)},
+        "optim": {"betas": (0.9, 0.95), "lr": settings["optim"]["lr"] / 2},  # half: docs/log.md
     }
     return {**_derive(settings, changes), "masks": {"name": "random", "target_fraction": 0.75}}
 
