@@ -170,6 +170,8 @@ class FirstStageConfig(Section):
     network (docs/log.md)."""
     share: float = Field(0.5, gt=0, lt=1)
     """Part of the budget that it takes; the run's own schedules are over the rest."""
+    lr: float | None = Field(None, gt=0)
+    """Its peak learning rate; null: half of `optim.lr`."""
 
 
 class RuntimeConfig(Section):

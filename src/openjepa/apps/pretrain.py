@@ -183,7 +183,8 @@ def _first_stage(config: Config) -> Config:
     budget = {
         key: value and type(value)(value * first.share) for key, value in config.budget.model_dump().items()
     }
-    return load_config({**settings, "budget": budget, "first_stage": {}})
+    lr = {} if first.lr is None else {"optim.lr": first.lr}
+    return load_config({**settings, "budget": budget, "first_stage": {}}, changes=lr)
 
 
 def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | None) -> Config:
