@@ -10,7 +10,9 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+from array import array
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -590,3 +592,17 @@ def test_the_packaged_fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_labels_of_json_survive(tmp_path: Path) -> None:
     raw = json.dumps({"label": True, "class": 4}).encode()
     assert open_source(make_tar(tmp_path / "a.tar", {"1.jpg": b"x", "1.json": raw})).classes == ("True",)
+
+
+def test_a_table_of_names_is_sent_to_workers_as_a_handle() -> None:
+    """What goes through the pipe does not grow with the table; both ends read the same memory."""
+    table = Names(f"folder/{number:06}.jpg".encode() for number in range(20_000))
+    sent = ForkingPickler.dumps(table)
+    assert len(sent) < 2_000
+    received = pickle.loads(sent)
+    assert len(received) == 20_000
+    assert received[19_999] == table[19_999] == b"folder/019999.jpg"
+    assert all(part.is_shared() for part in received.__getstate__())
+    sizes = array("q", [1] * 20_000)
+    assert received.digest(sizes) == table.digest(sizes)
+    assert len(pickle.loads(ForkingPickler.dumps(Names()))) == 0

@@ -18,6 +18,7 @@ from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import channel_statistics
 from openjepa.hub import load, model_of
 from openjepa.masks import MaskSampler, make_masks
+from openjepa.methods import IJEPA
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.models.transformer import set_attention_path
 from openjepa.probes import HealthProbe, KnnProbe, stop_on_collapse
@@ -178,16 +179,18 @@ def _summary(run: Run, source: Source) -> list[str]:
     count = sum(parameter.numel() for parameter in run.method.context_encoder.parameters())
     length = run.length
     kept = "cached in memory" if run.loader.dataset.images is not None else "decoded as needed"
-    horizon = [f"{1 / (1 - m):,.0f}" if m < 1 else "∞" for m in (config.ema.start, config.ema.end)]
-    against = f"{length:,} steps" if length else f"{budget.max_minutes:g} minutes"
-    return [
+    against = f"{length:,} steps" if length else f"{(budget.max_minutes or 0) * config.own_share:g} minutes"
+    lines = [
         f"data     {source.name}: {len(source):,} images, {kept}",
         f"model    {config.model.name}: {shape.embed_dim} wide, {shape.depth} deep, {count:,} parameters; "
         f"{shape.image_size[0]}×{shape.image_size[1]} px in {shape.grid[0]}×{shape.grid[1]} patches; "
         f"predictor {shape.predictor_dim} wide, {shape.predictor_depth} deep",
         f"run      preset {config.preset}, {against}, batch {config.data.batch_size}, lr {config.optim.lr:g}, "
         f"from step {run.step:,}",
-        f"target   moving average over {horizon[0]} → {horizon[1]} steps (EMA momentum {config.ema.start:g} → "
-        f"{config.ema.end:g}) against {against}",
         f"machine  {runtime.device}, {runtime.threads} threads, {runtime.precision}, {runtime.attention} attention",
     ]
+    if isinstance(run.method, IJEPA):
+        horizon = [f"{1 / (1 - m):,.0f}" if m < 1 else "∞" for m in (config.ema.start, config.ema.end)]
+        lines.insert(3, f"target   moving average over {horizon[0]} → {horizon[1]} steps (EMA momentum "
+                        f"{config.ema.start:g} → {config.ema.end:g}) against {against}")  # fmt: skip
+    return lines

@@ -10,9 +10,12 @@ import math
 import re
 from array import array
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset(
     b".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .npy .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
@@ -41,20 +44,36 @@ def printable(name: str | bytes) -> str:
 class Names:
     """A growing table of names: their bytes end to end, and where each one ends.
 
-    A name costs its length + 8 bytes, against about 100 more as a Python object, and reading one
-    touches no reference count, so forked workers share the pages (pytorch #13246).
+    A name costs its length + 8 bytes, against about 100 more as a Python object. A table that is sent to a
+    worker process moves into memory that all of them share; it can't grow any more then.
     """
 
     def __init__(self, names: Iterable[bytes] = ()) -> None:
-        self._text = bytearray()
-        self._ends = array("q", [0])
+        self._text: Any = bytearray()  # or, shared, a memoryview and an array of NumPy
+        self._ends: Any = array("q", [0])
+        self._shared: tuple[Tensor, Tensor] | None = None
         for name in names:
             self.append(name)
 
     def append(self, name: bytes) -> None:
         """Add a name at the end."""
+        assert self._shared is None, "a shared table can't grow"
         self._text += name
         self._ends.append(len(self._text))
+
+    def __getstate__(self) -> tuple[Tensor, Tensor]:
+        """The table as two tensors in shared memory, of which multiprocessing sends no more than the handles."""
+        if self._shared is None:
+            ends, text = np.asarray(self._ends), np.frombuffer(self._text, np.uint8)
+            shared = (torch.tensor(ends).share_memory_(), torch.tensor(text).share_memory_())
+            self.__setstate__(shared)
+            return shared
+        return self._shared
+
+    def __setstate__(self, shared: tuple[Tensor, Tensor]) -> None:
+        """Read names from these tensors."""
+        self._shared = shared
+        self._ends, self._text = shared[0].numpy(), shared[1].numpy().data
 
     def __len__(self) -> int:
         return len(self._ends) - 1
