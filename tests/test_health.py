@@ -11,6 +11,7 @@ from openjepa.health import (
     describe,
     explained_variance,
     feature_std,
+    has_plateaued,
     measure,
     position_gap,
     rankme,
@@ -152,3 +153,16 @@ def test_features_that_are_not_finite_are_reported_not_raised(
         targets.mean(dim=1), predictions=take(targets, index), full_targets=targets, target_index=index
     )
     assert describe(health, num_features=D).startswith("broken")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [
+        ([0.3, 0.35, 0.38, 0.38, 0.385, 0.38], True),
+        ([0.3, 0.35, 0.38, 0.38, 0.42, 0.38], False),  # one standard error of 0.38 on 1,000 images is 0.015
+        ([0.4, 0.4, 0.4, 0.4, 0.4], False),  # too few to say
+        ([0.5, 0.45, 0.4, 0.35, 0.3, 0.3], True),
+    ],
+)
+def test_a_plateau_is_seen(accuracies: list[float], expected: bool) -> None:
+    assert has_plateaued(accuracies, num_images=1000) == expected

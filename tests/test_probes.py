@@ -1,11 +1,21 @@
-"""Which lines of metrics end a run."""
+"""Which lines of metrics end a run, and what is said of a k-NN that watches it."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
+from make_images import encode
+from openjepa.data.dataset import ImageDataset
+from openjepa.data.preprocess import Preprocess
+from openjepa.data.sources import open_source
 from openjepa.errors import CollapseError
-from openjepa.probes import stop_on_collapse
+from openjepa.methods import build
+from openjepa.models.architecture import Architecture
+from openjepa.probes import KnnProbe, stop_on_collapse
 
 HEALTHY: dict[str, Any] = {
     "step": 500, "progress": 0.5, "rankme": 9.0, "feature_std": 0.04, "explained_variance": 0.3, "position_gap": 0.5,
@@ -45,3 +55,30 @@ def test_runs_that_end(changes: dict[str, float], words: str) -> None:
     with pytest.raises(CollapseError, match=words) as error:
         stop_on_collapse(HEALTHY | changes, num_features=128)
     assert error.value.exit_code == 6
+
+
+def test_the_watching_knn_compares_with_the_untrained_encoder_and_tells_a_plateau(tmp_path: Path) -> None:
+    for name, level in (("dark", 60), ("light", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            pixels = np.full((32, 32, 3), level + number, np.uint8)
+            (tmp_path / name / f"{number}.png").write_bytes(encode(pixels))
+    data = ImageDataset(open_source(tmp_path), image_size=(32, 32))
+    model = build(
+        "ijepa", Architecture((32, 32), (8, 8), 3, 16, 1, 2, 2.0, 8, 1, 2), loss="mse", target_norm="layer"
+    )
+    model.preprocess = Preprocess.imagenet((32, 32), 3)
+    said: list[str] = []
+    calls = []
+
+    def untrained(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return torch.zeros(len(images), 4, 2)  # knows nothing
+
+    probe = KnnProbe(data, data, untrained=untrained, say=said.append)
+    for _ in range(6):
+        row = probe(model.eval())
+    assert row == {"knn_top1": 1.0}
+    assert sum(calls) == 24  # asked once, for both data sets
+    assert said[0] == "k-NN     100.0% of 12 test images, from 12; untrained 50.0%"
+    assert said[5].endswith("no longer helps")

@@ -11,6 +11,7 @@ Shapes: B images, N patches, D width, C context blocks, M target blocks, Nt patc
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import torch
@@ -162,6 +163,22 @@ def has_collapsed(health: Health, *, num_features: int, ended: bool) -> bool:
     if ended and health.position_gap < POSITION_GAP_FLOOR:
         return True
     return health.feature_std * math.sqrt(num_features) < COLLAPSED_SPREAD
+
+
+def has_plateaued(accuracies: Sequence[float], *, num_images: int) -> bool:
+    """Whether the later half of at least six measured accuracies is no better than the earlier half.
+
+    Better is one standard error of an accuracy p on n images, √(p(1 − p) / n), above the best of the earlier half.
+
+    Args:
+        accuracies: In the order of training, in [0, 1].
+        num_images: Images that each was measured on.
+    """
+    half = len(accuracies) // 2
+    if half < 3:
+        return False
+    before, after = max(accuracies[:half]), max(accuracies[half:])
+    return after <= before + math.sqrt(before * (1 - before) / num_images)
 
 
 def describe(health: Health, *, num_features: int) -> str:

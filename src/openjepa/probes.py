@@ -14,8 +14,9 @@ from torch import Tensor
 from openjepa.data.dataset import ImageDataset, spread
 from openjepa.data.preprocess import normalise
 from openjepa.errors import CollapseError, DataError
+from openjepa.evals.features import Encoder
 from openjepa.evals.knn import knn
-from openjepa.health import Health, describe, has_collapsed, measure
+from openjepa.health import Health, describe, has_collapsed, has_plateaued, measure
 from openjepa.masks import Masks, MaskSampler
 from openjepa.methods import Method
 
@@ -85,6 +86,7 @@ class KnnProbe:
     Args:
         train: Labelled images that vote.
         test: Labelled images that are classified.
+        untrained: The same encoder at random initialisation, to compare with.
         say: Called with the accuracy in words.
         num_train: Images of ``train`` used.
         num_test: Images of ``test`` used.
@@ -98,6 +100,7 @@ class KnnProbe:
         train: ImageDataset,
         test: ImageDataset,
         *,
+        untrained: Encoder,
         say: Callable[[str], None],
         num_train: int = 4000,
         num_test: int = 1000,
@@ -109,24 +112,33 @@ class KnnProbe:
                 )
         self._train = train.evaluation_batch(spread(len(train), num_train))
         self._test = test.evaluation_batch(spread(len(test), num_test))
+        self._untrained: Encoder | float = untrained  # then its accuracy
+        self._found: list[float] = []
         self._say = say
 
     @torch.no_grad()
     def __call__(self, model: Method) -> dict[str, float]:
         """Embed and classify."""
+        if not isinstance(self._untrained, float):
+            self._untrained = self._accuracy(self._untrained, model)
+        top1 = self._accuracy(model.target_encoder, model)
+        self._found.append(top1)
+        num_train, num_test = len(self._train.images), len(self._test.images)
+        words = f"k-NN     {top1:.1%} of {num_test:,} test images, from {num_train:,}; untrained {self._untrained:.1%}"
+        if has_plateaued(self._found, num_images=num_test):
+            words += "; more training at this learning rate no longer helps"
+        self._say(words)
+        return {"knn_top1": top1}
+
+    def _accuracy(self, encode: Encoder, model: Method) -> float:
         bank, queries = (
             torch.cat(
-                [
-                    model.target_encoder(prepare(images, model)).mean(dim=1).cpu()
-                    for images in part.images.split(_CHUNK)
-                ]
+                [encode(prepare(images, model)).mean(dim=1).cpu() for images in part.images.split(_CHUNK)]
             )
             for part in (self._train, self._test)
         )
         labels = [torch.from_numpy(np.asarray(part.labels)) for part in (self._train, self._test)]
-        top1 = knn(bank, labels[0], queries, labels[1]).top1
-        self._say(f"k-NN     {top1:.1%} of {len(queries):,} test images, from {len(bank):,}")
-        return {"knn_top1": top1}
+        return knn(bank, labels[0], queries, labels[1]).top1
 
 
 def prepare(images: Tensor, model: Method) -> Tensor:

@@ -168,7 +168,9 @@ def _probes(stage: Stage, config: Config, dataset: ImageDataset, sampler: MaskSa
             open_dataset(config, open_source(data, split=split))
             for data, split in ((stage.eval_train, "train"), (stage.eval_test, "test"))
         ]
-        probes.append(KnnProbe(labelled[0], labelled[1], say=stage.say))
+        encoder, _ = architecture_of(config).build(seed=config.seed)
+        untrained = encoder.to(stage.fabric.device).eval()
+        probes.append(KnnProbe(labelled[0], labelled[1], untrained=untrained, say=stage.say))
     return probes
 
 
