@@ -21,6 +21,7 @@ of health at half of a run foretells the final probe, over all runs of the study
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -86,7 +87,7 @@ class Outcome:
 
 def run(study: Study, recipe: str, *, minutes: float, seed: int, out: Path) -> Outcome:
     """Pretrain and evaluate, going on where an earlier call was cut off."""
-    folder = out / f"{recipe}-{minutes:g}min-seed{seed}".replace(" ", "-")
+    folder = out / re.sub(r"[^\w.-]+", "-", f"{recipe}-{minutes:g}min-seed{seed}")
     if not (folder / "evaluation.json").is_file():
         openjepa = [sys.executable, "-m", "openjepa"]
         subprocess.run(
