@@ -42,6 +42,7 @@ def test_a_side_answers() -> None:
     assert seconds > 0
     assert loss > 0
     assert drawing > 0
+    assert answers["data"]() > 0
     assert operators["addmm"] > 0
     assert 0 < peak <= peak_memory()
     parts = answers["phases"]()

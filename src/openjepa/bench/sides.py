@@ -20,12 +20,17 @@ from unittest import mock
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openjepa.allocator import keep_freed_memory
 from openjepa.bench.turns import Answers, peak_memory, timed
+from openjepa.data.builtin import ArraySource
+from openjepa.data.dataset import ImageDataset
+from openjepa.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 from openjepa.masks import Masks, MaskSampler, make_masks
 from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.models.architecture import Architecture
@@ -71,6 +76,11 @@ class Case(NamedTuple):
         samples = np.arange(self.batch)
         return self.sampler(seed=0, step=step, epochs=np.zeros_like(samples), samples=samples)
 
+    def pixels(self) -> NDArray[np.uint8]:
+        """A batch of noise, a quarter larger than the views."""
+        side = self.image * 5 // 4
+        return np.random.default_rng(0).integers(0, 256, (self.batch, side, side, 3), dtype=np.uint8)
+
     def flops(self, masks: Masks) -> float:
         """Floating-point operations an image: forward on all patches, and three times the trained parts."""
 
@@ -106,6 +116,8 @@ class Side(NamedTuple):
     """A training step; returns its loss."""
     draw: Callable[[], Any]
     """The drawing of its masks."""
+    view: Callable[[], Any] | None
+    """The crops of a batch of pixels in memory, normalised; None where what theirs needs is not installed."""
     state_bytes: int
     """Of weights, gradients and moments."""
     phases: dict[str, tuple[Any, str]]
@@ -137,7 +149,14 @@ def ours(case: Case, options: Options, images: Tensor, masks: Masks, *, shared_c
         "optimiser": (optimizer, "step"),
         "moving average": (model, "update_target"),
     }
-    return Side(step, lambda: case.masks(1), _state_bytes(model), phases)
+    pixels = ArraySource("pixels", case.pixels(), np.zeros(case.batch, np.int64), ("",), "")
+    dataset = ImageDataset(pixels, image_size=(case.image, case.image))
+
+    def view() -> Tensor:
+        batch = dataset.batch(np.arange(case.batch), 0, 0)
+        return normalise(batch.images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    return Side(step, lambda: case.masks(1), view, _state_bytes(model), phases)
 
 
 def theirs(case: Case, options: Options, images: Tensor, masks: Masks) -> Side:
@@ -191,7 +210,17 @@ def theirs(case: Case, options: Options, images: Tensor, masks: Masks) -> Side:
         "backward": (Tensor, "backward"),
         "optimiser": (optimizer, "step"),
     }
-    return Side(step, lambda: collator([0] * len(images)), state, phases)
+    return Side(step, lambda: collator([0] * len(images)), _their_view(case), state, phases)
+
+
+def _their_view(case: Case) -> Callable[[], Any] | None:
+    """Their transform, an image after another; None without torchvision."""
+    try:
+        transform = _import("src.transforms").make_transforms(crop_size=case.image, crop_scale=(0.3, 1.0))
+    except ModuleNotFoundError:
+        return None
+    pixels = [Image.fromarray(image) for image in case.pixels()]
+    return lambda: torch.stack([transform(image) for image in pixels])
 
 
 def _their_networks(case: Case, model: IJEPA) -> tuple[Any, Any, Any]:
@@ -242,6 +271,7 @@ def make_side(side: str, case: Case, options: Options) -> Answers:
     return {
         "step": lambda: timed(made.step),
         "masks": lambda: timed(made.draw)[0],
+        "data": lambda: timed(made.view)[0] if made.view else None,
         "phases": lambda: phases(made),
         "operators": lambda: operators(made.step),
         "memory": lambda: (before and peak_memory() - before - made.state_bytes, peak_memory()),

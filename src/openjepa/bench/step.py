@@ -5,7 +5,8 @@
 `--reference` is your own clone of facebookresearch/ijepa. Each side runs in a process of its own, so that neither
 changes the other's memory allocator, and they take turns, step by step. All start from the same weights and get the
 same images and mask indices, drawn by our sampler, and do a whole step: target pass, context, predictor, loss,
-backward, AdamW, moving average. That losses agree is printed too. Drawing the masks is timed apart.
+backward, AdamW, moving average. That losses agree is printed too. Drawing the masks and cropping
+images (pixels in memory; for decoding see `bench data`) are timed apart.
 """
 
 import statistics
@@ -88,14 +89,17 @@ def _play(
         f"{NUM_TARGETS} × {masks.target.shape[2]} target patches, {work / 1e9:.2f} GFLOP an image, "
         f"{precision} matrix peak {peak / 1e9:.0f} GFLOP/s\n")  # fmt: skip
     say(
-        "| | images/s | tokens/s | of the peak | step, ms (range) | masks, ms | activations, GB | peak, GB |\n"
+        "| | images/s | tokens/s | of the peak | step, ms (range) | masks, data, ms | activations, GB | peak, GB |\n"
         "|---|---|---|---|---|---|---|---|"
     )
     for side in names:
-        drawing = statistics.median(sides.ask(side, "masks") for _ in range(6))
-        memory = sides.ask(side, "memory")
+        memory = sides.ask(side, "memory")  # of the steps alone
+        drawn, viewed = ([sides.ask(side, part) for _ in range(6)] for part in ("masks", "data"))
+        beside = ", ".join(
+            "–" if None in part else f"{statistics.median(part) * 1e3:.1f}" for part in (drawn, viewed)
+        )
         share = None if side == "ours, shared context" else work / peak  # it does less work
-        say(_row(side, case, seconds[side], share=share, drawing=drawing, memory=memory))
+        say(_row(side, case, seconds[side], share=share, beside=beside, memory=memory))
     for side in names if "theirs" in names else ():
         if side != "theirs":
             pairs = zip(steps[side], steps["theirs"], strict=True)
@@ -120,7 +124,7 @@ def _row(
     seconds: list[float],
     *,
     share: float | None,
-    drawing: float,
+    beside: str,
     memory: tuple[int | None, int],
 ) -> str:
     median = statistics.median(seconds)
@@ -130,7 +134,7 @@ def _row(
     of_peak = "–" if share is None else f"{share * rate:.1%}"
     return (
         f"| {side} | {rate:.2f} | {tokens:,.0f} | {of_peak} | {median * 1e3:.0f} ({min(seconds) * 1e3:.0f}–"
-        f"{max(seconds) * 1e3:.0f}) | {drawing * 1e3:.1f} | {activations} | {whole} |"
+        f"{max(seconds) * 1e3:.0f}) | {beside} | {activations} | {whole} |"
     )
 
 
