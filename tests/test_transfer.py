@@ -1,6 +1,10 @@
 """Starting from another checkpoint: equal weights, other sizes and channels, and what cannot be taken over."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +103,42 @@ def test_a_run_of_two_stages(tmp_path: Path) -> None:
     )
     openjepa.pretrain(data=photos, out=run, resume=True)  # finished: nothing is trained again
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_its_first_stage_goes_on_there(tmp_path: Path) -> None:
+    (photos := tmp_path / "photos").mkdir()
+    for number in range(8):
+        (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
+    settings = [
+        "data.image_size=32", "data.batch_size=4", "model.name=vit_pico", "log.every_steps=1", "runtime.threads=1",
+        "checkpoint.every_steps=2", "log.tensorboard=false",
+    ]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "openjepa",
+        "pretrain",
+        str(photos),
+        "--preset",
+        "staged",
+        "--steps",
+        "8",
+    ]
+    command += [part for setting in settings for part in ("--set", setting)]
+
+    def lines(out: str) -> list[tuple[int, float]]:
+        rows = (tmp_path / out / "metrics.jsonl").read_text().splitlines()
+        return [(row["step"], row["loss"]) for row in map(json.loads, rows)]
+
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True)
+    killed = [*command, "--out", str(tmp_path / "killed")]
+    assert (
+        subprocess.run(killed, env={**os.environ, "OPENJEPA_FAILPOINT": "step-5"}).returncode
+        == -signal.SIGKILL
+    )
+    assert len(lines("killed/first-stage")) == 4
+    subprocess.run([*killed, "--resume"], check=True)
+    assert lines("killed/first-stage") == lines("whole/first-stage")
+    assert len(lines("whole/first-stage")) == 6
+    assert lines("killed") == lines("whole")

@@ -146,7 +146,7 @@ def _prepare(request: _Request) -> None:
         return
     folder = RunFolder(request.out, resume=request.resume, overwrite=request.overwrite)
     with folder, TrainingProgress() as shown:
-        if request.resume and saved is None:
+        if request.resume and saved is None and not (request.out / "first-stage").exists():
             shown.say(f"{request.out}: no checkpoint to resume, starting at step 0")
         stage = replace(stage, folder=folder, say=shown.say, on_row=shown.update)
         _train_stages(config, stage, request.out)
@@ -169,6 +169,9 @@ def _train_stages(config: Config, stage: Stage, out: Path) -> None:
 def _train_first(config: Config, stage: Stage, out: Path) -> None:
     """A first stage, from where it stands."""
     saved = checkpoint.load_latest(out / "checkpoints")
+    if saved is not None:
+        config = load_config(yaml.safe_load(saved.config))  # with what was measured when it began
+        stage.say(f"{out}: going on at step {saved.state['step']:,}")
     if stage.folder is None:
         train(config, replace(stage, saved=saved))
         return
