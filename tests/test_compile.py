@@ -1,6 +1,5 @@
 """The step is one graph of fixed shapes, which `torch.compile` and CUDA graphs need; compiled, it computes the same."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 from openjepa.masks import Masks, make_masks
 from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.models.architecture import Architecture
+from openjepa.models.transformer import set_attention_path
 from openjepa.train import Objective
 
 ARCHITECTURE = Architecture((32, 32), (4, 4), 3, 32, 2, 2, 4.0, 16, 2, 2)
@@ -42,8 +42,6 @@ def losses_and_gradients(objective: Objective, batches: list[tuple[Tensor, Masks
 
 @pytest.mark.parametrize("path", ["fused", "matmul"])
 def test_the_objective_is_captured_whole_and_once(path: str) -> None:
-    from openjepa.models.transformer import set_attention_path
-
     model, batches = model_and_batches(target_norm="centred")
     set_attention_path(model, path)
     objective = Objective(model)
@@ -62,29 +60,15 @@ def test_the_objective_is_captured_whole_and_once(path: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_run_computes_the_same(tmp_path: Path) -> None:
-    """The real compiler: losses agree to rounding over ten steps."""
-    import json
-
-    import openjepa
-    from make_images import jpeg
-
-    for number in range(8):
-        (tmp_path / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
-    rows = []
-    for flag in ("false", "true"):
-        settings = [
-            "data.batch_size=4",
-            "model.name=vit_pico",
-            "log.every_steps=1",
-            f"runtime.compile={flag}",
-        ]
-        run = openjepa.pretrain(
-            data=tmp_path,
-            out=tmp_path / f"run-{flag}",
-            preset="small",
-            steps=10,
-            set=[*settings, "log.tensorboard=false"],
-        )
-        rows.append([json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()])
-    assert rows[0] == pytest.approx(rows[1], rel=1e-3)
+def test_the_real_compiler_gives_the_same_loss_and_gradients() -> None:
+    """To rounding, over one batch: Adam's first updates are signs, which turn rounding into whole steps."""
+    model, batches = model_and_batches(target_norm="centred")
+    set_attention_path(model, "matmul")
+    objective = Objective(model)
+    expected = losses_and_gradients(objective, batches[:1])
+    torch._dynamo.reset()
+    objective.compile(dynamic=False)
+    found = losses_and_gradients(objective, batches[:1])
+    assert len(expected) == len(found)
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other).abs().max() <= 1e-3 * one.abs().max() + 1e-9
