@@ -161,6 +161,13 @@ class BudgetConfig(Section):
             raise ValueError(f"give one of steps, epochs and max_minutes, got {given}")
         return self
 
+    def part(self, share: float) -> "BudgetConfig":
+        """This share of the budget, one step at least."""
+        parts = {name: value and value * share for name, value in self}
+        if self.steps is not None:
+            parts["steps"] = max(1, round(self.steps * share))
+        return BudgetConfig(**parts)
+
 
 class FirstStageConfig(Section):
     """What the run begins with: another method, whose encoder it then takes over. Kept in `DIR/first-stage`."""
@@ -239,9 +246,10 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
-    def own_share(self) -> float:
-        """Part of the budget that is left to the run itself beside its first stage."""
-        return 1.0 if self.first_stage.method == "none" else 1.0 - self.first_stage.share
+    def own_budget(self) -> BudgetConfig:
+        """What its first stage leaves of the budget to the run itself."""
+        first = self.first_stage
+        return self.budget if first.method == "none" else self.budget.part(1 - first.share)
 
     @model_validator(mode="after")
     def _cross_checks(self) -> "Config":

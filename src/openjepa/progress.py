@@ -3,7 +3,7 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,7 +11,30 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 _PLAIN_SECONDS = 30.0  # without a terminal, a plain line this often
 
 
-class TrainingProgress:
+_T = TypeVar("_T", bound="_Shown")  # typing.Self came with Python 3.11
+
+
+class _Shown:
+    """A bar that is shown as long as the context lasts, and lines above it."""
+
+    console: Console
+    _bar: Progress
+
+    def __enter__(self: _T) -> _T:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+class TrainingProgress(_Shown):
     """A rich progress bar on a terminal; plain lines elsewhere. Fed with the rows of metrics.jsonl."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -31,15 +54,6 @@ class TrainingProgress:
         self._first: tuple[float, float] | None = None
         self._last_line = 0.0
 
-    def __enter__(self) -> "TrainingProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
     def update(self, row: dict[str, Any]) -> None:
         """Show a row of metrics."""
         shown: dict[str, Any] = {
@@ -57,10 +71,6 @@ class TrainingProgress:
                 f"left {shown['left']}"
             )
 
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
     def _left(self, row: dict[str, Any]) -> str:
         """Time left, from the speed since this process began."""
         position, seconds = row["progress"], row["seconds"]
@@ -72,7 +82,7 @@ class TrainingProgress:
         return _clock(spent / done * max(0.0, 1 - position))
 
 
-class ImageProgress:
+class ImageProgress(_Shown):
     """So many of so many images: a rich progress bar on a terminal, plain lines elsewhere.
 
     Args:
@@ -100,15 +110,6 @@ class ImageProgress:
         self._task = self._bar.add_task("images", total=total, completed=done, rate="–", left="–")
         self._start = self._last_line = time.monotonic()
 
-    def __enter__(self) -> "ImageProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
     def update(self, done: int) -> None:
         """Show that ``done`` images of all are done."""
         now = time.monotonic()
@@ -118,10 +119,6 @@ class ImageProgress:
         if not self.console.is_terminal and now - self._last_line > _PLAIN_SECONDS:
             self._last_line = now
             self.say(f"{done:,} of {self._total:,} images · {rate:,.1f} images/s · left {left}")
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

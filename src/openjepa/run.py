@@ -68,18 +68,19 @@ class Run:
     @property
     def length(self) -> int | None:
         """Steps of this run, a first stage left out; None when it is given in minutes."""
-        steps = total_steps(
-            self.config.budget, batch_size=self.config.data.batch_size, num_images=len(self.loader.dataset)
+        return total_steps(
+            self.config.own_budget,
+            batch_size=self.config.data.batch_size,
+            num_images=len(self.loader.dataset),
         )
-        return steps and max(1, round(steps * self.config.own_share))
 
     def progress(self, ahead: int = 0) -> float:
         """Fraction of the budget used, now or so many steps ahead (by the clock: if they take as long as the last)."""
-        length, minutes = self.length, self.config.budget.max_minutes
+        length, minutes = self.length, self.config.own_budget.max_minutes
         if length is not None:
             return min(1.0, (self.step + ahead) / length)
         assert minutes is not None, "a budget was checked for when the run was put together"
-        return min(1.0, (self.seconds + ahead * self._step_seconds) / (60 * minutes * self.config.own_share))
+        return min(1.0, (self.seconds + ahead * self._step_seconds) / (60 * minutes))
 
     @property
     def finished(self) -> bool:

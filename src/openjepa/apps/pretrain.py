@@ -161,8 +161,8 @@ def _train_stages(config: Config, stage: Stage, out: Path) -> None:
         )
         _train_first(_first_stage(config), stage, first)
         stage.fabric.barrier()
-        config.init_from = str(first)
         stage.say(f"stage 2  {config.method}")
+        stage = replace(stage, begins_with=first)
     train(config, stage)
 
 
@@ -183,9 +183,7 @@ def _first_stage(config: Config) -> Config:
     """The settings of the first stage: the run's, with what its method is trained with, and its share of the budget."""
     first = config.first_stage
     settings = with_method(config.model_dump(mode="json"), first.method)
-    budget = {
-        key: value and type(value)(value * first.share) for key, value in config.budget.model_dump().items()
-    }
+    budget = config.budget.part(first.share).model_dump()
     lr = {} if first.lr is None else {"optim.lr": first.lr}
     return load_config({**settings, "budget": budget, "first_stage": {}}, changes=lr)
 
@@ -204,9 +202,10 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
         _log.info("preset auto: %s", reason)
     else:
         base = preset(request.preset)
-    if source_of_weights := request.options.get("init_from"):
-        base = {**base, "model": model_settings(load(source_of_weights).shape)}
     config = load_config(base, **layers)
+    if config.init_from is not None:
+        base = {**base, "model": model_settings(load(config.init_from).shape)}
+        config = load_config(base, **layers)
     if config.method != "ijepa":
         config = load_config(with_method(base, config.method), **layers)
     if config.budget.model_dump(exclude_none=True) == {}:

@@ -38,6 +38,7 @@ class Stage:
         fabric: Device and processes.
         folder: Where results go; None on all processes but the first.
         saved: The checkpoint to go on from.
+        begins_with: Folder of the first stage, whose encoder the run begins with; it comes before `init_from`.
         eval_train: Labelled images for the k-NN that watches.
         eval_test: Labelled images that it classifies.
         stop_on_collapse: End with an error when features become constant.
@@ -49,6 +50,7 @@ class Stage:
     fabric: Fabric
     folder: RunFolder | None
     saved: checkpoint.Checkpoint | None
+    begins_with: Path | None = None
     eval_train: str | Path | None = None
     eval_test: str | Path | None = None
     stop_on_collapse: bool = False
@@ -84,8 +86,8 @@ def train(config: Config, stage: Stage) -> None:
         config.runtime = fabric.broadcast(resolve_runtime(config.runtime, shapes=shapes))
     torch.set_num_threads(config.runtime.threads or 1)
     method = model_of(config)
-    if saved is None and config.init_from is not None:
-        say(f"start    {start_from(method, load(config.init_from), name=config.init_from)}")
+    if saved is None and (earlier := stage.begins_with or config.init_from):
+        say(f"start    {start_from(method, load(earlier), name=str(earlier))}")
     set_attention_path(method, resolved_attention(config.runtime))
 
     def watch(row: dict[str, Any]) -> None:
@@ -177,11 +179,11 @@ def _probes(stage: Stage, config: Config, dataset: ImageDataset, sampler: MaskSa
 def _summary(run: Run, source: Source) -> list[str]:
     """What is about to happen, in a few lines."""
     config, shape = run.config, architecture_of(run.config)
-    runtime, budget = config.runtime, config.budget
+    runtime, budget = config.runtime, config.own_budget
     count = sum(parameter.numel() for parameter in run.method.context_encoder.parameters())
     length = run.length
     kept = "cached in memory" if run.loader.dataset.images is not None else "decoded as needed"
-    against = f"{length:,} steps" if length else f"{(budget.max_minutes or 0) * config.own_share:g} minutes"
+    against = f"{length:,} steps" if length else f"{budget.max_minutes:g} minutes"
     lines = [
         f"data     {source.name}: {len(source):,} images, {kept}",
         f"model    {config.model.name}: {shape.embed_dim} wide, {shape.depth} deep, {count:,} parameters; "

@@ -36,7 +36,6 @@ class IJEPA(Method):
         super().__init__(encoder, predictor, loss=loss, target_norm=target_norm)
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
 
-    @torch.no_grad()
     def raw_targets(self, images: Tensor) -> Tensor:
         """What the target encoder says about whole images: (B, c, H, W) -> (B, N, D)."""
         return self.target_encoder(images)

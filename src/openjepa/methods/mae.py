@@ -6,7 +6,6 @@ what is predicted and in which patches are hidden, and in nothing else: encoder,
 are shared. There is no second encoder: the one that is trained is the one that is used.
 """
 
-import torch
 from torch import Tensor
 
 from openjepa.methods.method import Loss, Method, TargetNorm
@@ -22,7 +21,6 @@ class MAE(Method):
         """The encoder that is trained: there is no other."""
         return self.context_encoder
 
-    @torch.no_grad()
     def raw_targets(self, images: Tensor) -> Tensor:
         """The pixels of each patch: (B, c, H, W) -> (B, N, c·h·w)."""
         return self.context_encoder.patch_embed.cut(images)

@@ -26,7 +26,6 @@ _SCALE = 3.0  # brings the histograms' variance near that of the mean colours be
 class MaskFeat(MAE):
     """Encoder and decoder; arguments as `Method`'s. `mse` without normalisation is its authors'."""
 
-    @torch.no_grad()
     def raw_targets(self, images: Tensor) -> Tensor:
         """Histograms and mean colours of each patch: (B, c, H, W) -> (B, N, K)."""
         return oriented_gradients(images, self.context_encoder.patch_embed.patch_size)
