@@ -16,13 +16,15 @@ from openjepa.formats.reference import read_reference
 from openjepa.methods import Method, build
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.settings import load_config
+from openjepa.shipped import shipped_names, shipped_path, unpacked
 
 
 def load(source: str | Path, num_heads: int | None = None) -> Method:
     """Load a model: float32, on the CPU, in eval mode; gradients on but for the target encoder.
 
     Args:
-        source: A run folder (its newest whole checkpoint), a checkpoint folder, or the authors' `.pth.tar`.
+        source: A run folder (its newest whole checkpoint), a checkpoint folder, the authors' `.pth.tar`, or, where
+            no such path exists, the name of a model that comes with the package (`openjepa.shipped`).
         num_heads: Attention heads, where the file does not say and the width was never published.
 
     Returns:
@@ -32,6 +34,8 @@ def load(source: str | Path, num_heads: int | None = None) -> Method:
         CheckpointError: Missing or damaged files, another architecture, or unknown heads.
     """
     path = Path(source).expanduser()
+    if not path.exists():
+        path = shipped_path(str(source)) or path
     if path.name.endswith((".pth.tar", ".pth", ".pt")):
         architecture, state = read_reference(path, num_heads=num_heads)
         model = build("ijepa", architecture, loss="smooth_l1", target_norm="layer")
@@ -45,7 +49,7 @@ def load(source: str | Path, num_heads: int | None = None) -> Method:
             f"{saved.path}: recorded with {architecture_of(config).num_heads} heads, --num-heads says {num_heads}"
         )
     model = model_of(config)
-    load_weights(model, saved.model, saved.path)
+    load_weights(model, unpacked(saved, like=model.state_dict()), saved.path)
     return model.eval()
 
 
@@ -61,7 +65,8 @@ def open_checkpoint(path: Path) -> checkpoint.Checkpoint:
     if saved is None:
         what = "no checkpoint in it" if path.exists() else "no such file or folder"
         raise CheckpointError(
-            f"{path.absolute()}: {what}; expected a run folder, a checkpoint folder or a .pth.tar"
+            f"{path.absolute()}: {what}; expected a run folder, a checkpoint folder, a .pth.tar or one of the "
+            f"models that come with the package ({', '.join(shipped_names()) or 'none here'})"
         )
     return saved
 
@@ -76,6 +81,7 @@ def model_of(config: Config) -> Method:
         target_norm=objective.target_norm,
         seed=config.seed,
     )
+    model.temperature = objective.temperature
     model.preprocess = Preprocess.of(config.data)
     return model
 

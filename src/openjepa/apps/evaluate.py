@@ -40,7 +40,7 @@ def evaluate(
     """Classify images by the frozen features of a checkpoint; print a table and return the result.
 
     Args:
-        checkpoint: Run folder, checkpoint folder, or the authors' `.pth.tar`.
+        checkpoint: What `openjepa.load` takes.
         train: Labelled images to fit the classifiers on.
         test: Labelled images with the same classes.
         target: Column of a manifest that holds the label.

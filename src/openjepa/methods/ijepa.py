@@ -12,7 +12,8 @@ import copy
 import torch
 from torch import Tensor
 
-from openjepa.methods.method import Loss, Method, TargetNorm
+from openjepa.methods.losses import Loss
+from openjepa.methods.method import Method, TargetNorm
 from openjepa.models.architecture import Architecture
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer

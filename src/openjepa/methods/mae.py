@@ -8,7 +8,8 @@ are shared. There is no second encoder: the one that is trained is the one that 
 
 from torch import Tensor
 
-from openjepa.methods.method import Loss, Method, TargetNorm
+from openjepa.methods.losses import Loss
+from openjepa.methods.method import Method, TargetNorm
 from openjepa.models.architecture import Architecture
 from openjepa.models.vit import VisionTransformer
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from openjepa.methods.losses import Loss
 from openjepa.methods.mae import MAE
-from openjepa.methods.method import Loss, TargetNorm
+from openjepa.methods.method import TargetNorm
 from openjepa.models.architecture import Architecture
 
 NUM_BINS = 8

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openjepa.masks import Masks
+from openjepa.methods.losses import TEMPERATURE, Loss, contrastive_loss, fitted_length, pick_patches
 from openjepa.models.architecture import Architecture
 from openjepa.models.predictor import Predictor
-from openjepa.models.transformer import gather_tokens
 from openjepa.models.vit import VisionTransformer
 
-Loss = Literal["mse", "smooth_l1"]
 TargetNorm = Literal["none", "layer", "centred"]
 
 
@@ -44,9 +43,9 @@ class Output:
     """What one forward pass gives."""
 
     loss: Tensor
-    """Mean over all elements of the chosen distance, a scalar."""
+    """Mean over all elements of the chosen distance, or over all patches of the contrast, a scalar."""
     predictions: Tensor
-    """(B, C, M, Nt, K)."""
+    """(B, C, M, Nt, K); of a contrast, which asks for a direction only, at fitted length and without gradient."""
     targets: Tensor
     """(B, M, Nt, K), without gradient."""
 
@@ -57,7 +56,8 @@ class Method(nn.Module):
     Args:
         encoder: The context encoder.
         predictor: The predictor.
-        loss: ``mse`` (the papers) or ``smooth_l1`` (the authors' I-JEPA, β = 1).
+        loss: ``mse`` (the papers), ``smooth_l1`` (the authors' I-JEPA, β = 1), or ``contrastive``: not how far from its
+            target a prediction is, but whether it is nearer to it than to other images' at that position.
         target_norm: `none`, `layer`: the targets of a patch pass a LayerNorm without parameters (the authors' I-JEPA;
             the "normalised pixels" of a masked autoencoder), or `centred`: before it, each position's mean over
             the batch is taken away, so that nothing is gained by predictions that only tell the position.
@@ -66,6 +66,7 @@ class Method(nn.Module):
         target_encoder: What features are taken from, after training; never optimised by itself.
         preprocess: Set by whoever knows the images (openjepa.load).
         architecture: Set by whoever built it.
+        temperature: Of the loss `contrastive`.
     """
 
     target_encoder: VisionTransformer
@@ -80,6 +81,7 @@ class Method(nn.Module):
         self.architecture: Architecture | None = None
         self.loss: Loss = loss
         self.target_norm: TargetNorm = target_norm
+        self.temperature = TEMPERATURE
 
     def forward(self, images: Tensor, masks: Masks) -> Output:
         """Loss, predictions and targets of a batch.
@@ -91,13 +93,16 @@ class Method(nn.Module):
         Returns:
             The loss with everything that went into it. All context blocks share one pass for targets.
         """
-        targets = gather_tokens(self.encode_targets(images), masks.target.flatten(1))  # (B, M·Nt, K)
-        targets = targets.unflatten(1, masks.target.shape[1:])  # (B, M, Nt, K)
+        full_targets = self.encode_targets(images)  # (B, N, K)
+        targets = pick_patches(full_targets, masks.target)  # (B, M, Nt, K)
         context = self.encode_context(images, masks.context)  # (B, C, Nc, D)
         predictions = self.predictor(context, masks.context, masks.target)  # (B, C, M, Nt, K)
-
-        distance = F.mse_loss if self.loss == "mse" else F.smooth_l1_loss
-        loss = distance(predictions, targets[:, None].expand_as(predictions))
+        if self.loss == "contrastive":
+            loss = contrastive_loss(predictions, full_targets, masks.target, temperature=self.temperature)
+            predictions = fitted_length(predictions.detach(), targets[:, None])
+        else:
+            distance = F.mse_loss if self.loss == "mse" else F.smooth_l1_loss
+            loss = distance(predictions, targets[:, None].expand_as(predictions))
         return Output(loss=loss, predictions=predictions, targets=targets)
 
     @property

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 LAYER_NORM_EPS = 1e-6
 AttentionPath = Literal["matmul", "fused"]
+_SHORT = 512  # tokens; measured: 1.7 to 2 times as fast at 64 and 196, level at 784
 
 
 class Attention(nn.Module):
@@ -21,7 +22,8 @@ class Attention(nn.Module):
     best on GPUs and long sequences; ``matmul`` writes out the two products and the softmax,
     which on some CPUs is several times faster backward at the 10-200 tokens met here. Which one a
     run trains with is measured once by `openjepa.runtime` and set with `set_attention_path`. Where
-    there is no backward pass, as in the target encoder, it is always ``fused``.
+    there is no backward pass, as in the target encoder, it is ``fused``, but for bfloat16 on CPUs: there
+    the products are twice as fast up to a few hundred tokens (docs/log.md).
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -77,7 +79,11 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, n, d) queries, (B, H, m, d) keys and values -> (B, H, n, d)."""
-        if self.path == "fused" or not torch.is_grad_enabled():
+        path = self.path
+        if not torch.is_grad_enabled():
+            short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= _SHORT
+            path = "matmul" if short else "fused"
+        if path == "fused":
             return F.scaled_dot_product_attention(q, k, v)
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
