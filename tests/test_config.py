@@ -28,12 +28,22 @@ def test_every_preset_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("side", [20, 28, 32, 47, 64, 96, 150, 224, 500])
 def test_the_automatic_preset_fits_any_size(side: int) -> None:
-    settings, reason = choose_preset(side, 140)
+    settings, reason = choose_preset(side, 140, accelerated=side != 500)
     config = load_config(settings)
     make_masks(config.masks.name, grid=architecture_of(config).grid, **config.masks.settings())
     assert settings["preset"] in reason
     assert config.data.image_size[0] <= max(28, side)
     assert config.data.batch_size <= 128
+
+
+def test_the_automatic_preset_knows_the_machine_and_the_channels() -> None:
+    without, reason = choose_preset(375, 140)
+    assert without["preset"] == "medium"
+    assert "no GPU" in reason
+    assert choose_preset(375, 140, accelerated=True)[0]["preset"] == "standard"
+    grey, reason = choose_preset(28, 60_000, channels=1)
+    assert load_config(grey).data.channels == 1
+    assert "1 channel," in reason
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -51,9 +61,9 @@ def test_every_method_has_settings_with_every_preset(name: str, method: str) -> 
 
 
 def test_another_mask_sampler_starts_from_its_own_settings() -> None:
-    config = load_config(preset("small"), overrides=["masks.target_fraction=0.5", "masks.name=random"])
+    config = load_config(preset("multiblock"), overrides=["masks.target_fraction=0.5", "masks.name=random"])
     assert config.masks.settings() == {"target_fraction": 0.5}
-    same = load_config(preset("small"), overrides=["masks.name=multiblock"])
+    same = load_config(preset("multiblock"), overrides=["masks.name=multiblock"])
     assert same.masks.settings() == {"context_fraction": 28 / 64}
 
 

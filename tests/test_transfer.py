@@ -83,7 +83,7 @@ def test_a_run_of_two_stages(tmp_path: Path) -> None:
         (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
     settings = [
         "data.batch_size=4", "log.tensorboard=false", "log.every_steps=1", "model.name=vit_pico", "ema.start=1",
-        "ema.end=1", "first_stage.method=maskfeat", "first_stage.share=0.67",
+        "ema.end=1", "masks.name=multiblock", "first_stage.method=maskfeat", "first_stage.share=0.67",
     ]  # fmt: skip
     run = openjepa.pretrain(data=photos, out=tmp_path / "run", preset="small", steps=6, set=settings)
     rows = {
@@ -112,7 +112,7 @@ def test_a_run_killed_in_its_first_stage_goes_on_there(tmp_path: Path) -> None:
         (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
     settings = [
         "data.image_size=32", "data.batch_size=4", "model.name=vit_pico", "log.every_steps=1", "runtime.threads=1",
-        "checkpoint.every_steps=2", "log.tensorboard=false",
+        "checkpoint.every_steps=2", "log.tensorboard=false", "first_stage.method=maskfeat", "first_stage.share=0.75",
     ]  # fmt: skip
     command = [
         sys.executable,
@@ -121,7 +121,7 @@ def test_a_run_killed_in_its_first_stage_goes_on_there(tmp_path: Path) -> None:
         "pretrain",
         str(photos),
         "--preset",
-        "staged",
+        "small",
         "--steps",
         "8",
     ]

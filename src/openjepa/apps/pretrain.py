@@ -19,13 +19,14 @@ from openjepa.allocator import keep_freed_memory
 from openjepa.apps.stage import Stage, train
 from openjepa.config import Config
 from openjepa.data.sources import Source, open_source
-from openjepa.data.statistics import typical_side
+from openjepa.data.statistics import look
 from openjepa.errors import UserError
 from openjepa.hub import load
 from openjepa.presets import choose_preset, preset, with_method
 from openjepa.progress import TrainingProgress
 from openjepa.resume import check_changes, check_data
 from openjepa.run_folder import RunFolder
+from openjepa.runtime import resolve_device
 from openjepa.settings import load_config
 from openjepa.transfer import model_settings
 
@@ -197,8 +198,11 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
         check_changes(old, new, override=request.override)
         return new
     if request.preset == "auto":
-        side = typical_side(source, channels=request.options.get("data.channels", 3))
-        base, reason = choose_preset(side, len(source))
+        found = look(source, channels=request.options.get("data.channels"))
+        accelerated = resolve_device(request.options.get("runtime.device", "auto")) != "cpu"
+        base, reason = choose_preset(
+            found.side, len(source), channels=found.channels, accelerated=accelerated
+        )
         _log.info("preset auto: %s", reason)
     else:
         base = preset(request.preset)

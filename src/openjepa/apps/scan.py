@@ -15,8 +15,10 @@ from rich.progress import track
 
 from openjepa.data.scenes.source import TARGETS
 from openjepa.data.sources import Source, open_source
+from openjepa.data.statistics import look
 from openjepa.data.survey import Survey, look_at, overlap
 from openjepa.presets import choose_preset
+from openjepa.runtime import resolve_device
 
 _SHOWN = 8
 _SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
@@ -42,7 +44,13 @@ def scan(data: str | Path, *, test: str | Path | None = None, channels: int = 3)
     if other is not None:
         lines += _overlap(survey, _look(other, channels))
     if survey.sizes:
-        _, reason = choose_preset(int(median(survey.shorter_sides)), len(source))
+        accelerated = resolve_device("auto") != "cpu"
+        _, reason = choose_preset(
+            int(median(survey.shorter_sides)),
+            len(source),
+            channels=look(source).channels,
+            accelerated=accelerated,
+        )
         lines.append(f"preset      {reason}")
     text = "\n".join(lines)
     Console().print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -1,23 +1,45 @@
 """What a look at a few images of a data set tells: their typical size and the statistics of their channels."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from openjepa.data.dataset import ImageDataset, spread
-from openjepa.data.decode import BadImage, decode
+from openjepa.data.decode import BadImage, decode, kind_of
 from openjepa.data.sources import Source
 from openjepa.errors import DataError
 
 _LOOK_AT = 64  # images, evenly spaced over the data set
+_GREY = ("1", "L", "LA", "La", "F")  # modes of Pillow, and all that begin with I
 
 
-def typical_side(source: Source, *, channels: int) -> int:
-    """Median of the shorter sides of a few images, in pixels.
+@dataclass(frozen=True)
+class Look:
+    """What a few images of a data set are like."""
+
+    side: int
+    """Median of their shorter sides, in pixels."""
+    channels: int
+    """1 where all are grey, the number of those that come as arrays of another one, else 3."""
+
+
+def look(source: Source, *, channels: int | None = None) -> Look:
+    """Look at a few images, evenly spaced over the data set.
+
+    Args:
+        source: The images.
+        channels: How many they are to be decoded to; by default as many as they have.
 
     Raises:
         DataError: None of them can be read.
     """
+    indices = spread(len(source), _LOOK_AT).tolist()
+    channels = channels or _shared_channels(source, indices)
     sides, reasons = [], []
-    for index in spread(len(source), _LOOK_AT).tolist():
+    for index in indices:
         try:
             sides.append(min(decode(source.read(index), channels=channels).shape[:2]))
         except BadImage as error:
@@ -26,7 +48,25 @@ def typical_side(source: Source, *, channels: int) -> int:
         raise DataError(
             f"{source.name}: none of {len(reasons)} images looked at can be used; the first: {reasons[0]}"
         )
-    return int(np.median(sides))
+    return Look(int(np.median(sides)), channels)
+
+
+def _shared_channels(source: Source, indices: Sequence[int]) -> int:
+    """The number of channels that all these images have, as they say before they are decoded; 3 where they differ."""
+    found = set()
+    for index in indices:
+        try:
+            found.add(_num_channels(source.read(index)))
+        except BadImage:  # told of when it is decoded
+            continue
+    return found.pop() if len(found) == 1 else 3
+
+
+def _num_channels(raw: bytes | NDArray[Any]) -> int:
+    if isinstance(raw, np.ndarray):
+        return int(raw.shape[2]) if raw.ndim == 3 else 1
+    mode = kind_of(raw)[1]
+    return 1 if mode in _GREY or mode.startswith("I") else 3
 
 
 def channel_statistics(

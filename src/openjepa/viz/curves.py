@@ -14,7 +14,7 @@ class Curve(NamedTuple):
 
 
 CURVES = (
-    Curve("loss", "Loss", "Distance between predicted and actual target features. Low is not yet good."),
+    Curve("loss", "Loss", "How far predictions are from what they should be. Low is not yet good."),
     Curve("knn_top1", "k-NN accuracy", "On labelled images, while training."),
     Curve("rankme", "RankMe", "How many directions the features use. Growing is good, near 1 is collapse."),
     Curve("feature_std", "Feature spread", "How much features differ between images. Zero is collapse."),

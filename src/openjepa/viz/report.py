@@ -21,8 +21,8 @@ from openjepa.viz.pictures import Picture
 PICTURES = {
     "masks": (
         "What it had to predict",
-        "Training views. From the left: the whole view, the context block that the context encoder sees, and the "
-        "target blocks whose features the predictor is asked for. Only the target encoder sees the whole.",
+        "Training views. From the left: the whole view, the context block that the encoder sees, and the target blocks "
+        "that the predictor is asked about. Targets are made of the whole.",
     ),
     "features": (
         "What the patches say",
@@ -59,14 +59,15 @@ def write_report(folder: Path) -> Path:
     charts = [
         {"title": curve.title, "meaning": curve.meaning, "svg": svg}
         for curve in CURVES
-        if (svg := draw_curve(rows, curve.metric)) is not None
+        if (curve.metric != "ema_momentum" or config["method"] == "ijepa")
+        and (svg := draw_curve(rows, curve.metric)) is not None
     ]
     page = _template().render(
         title=f"{config['model']['name']} on {data['name']}",
         subtitle=f"{config['method']} · preset {config['preset']} · OpenJEPA {environment['openjepa']}",
         verdict=verdict,
         healthy=healthy,
-        facts=_facts(config, environment, rows),
+        facts=[*_facts(config, environment, rows), *_first_stage(config, folder)],
         evaluations=[_evaluation(path.name, result) for path, result in _evaluations(folder)],
         charts=charts,
         pictures=[picture for name in PICTURES if (picture := _picture(folder, name)) is not None],
@@ -114,6 +115,16 @@ def _facts(
         ]  # fmt: skip
     machine = f"{environment['cores']} cores, {environment['processor']}, PyTorch {environment['torch']}"
     return [*facts, ("Machine", environment["cuda"] or machine)]
+
+
+def _first_stage(config: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """What the run began with, which has a page of its own."""
+    method = config["first_stage"]["method"]
+    if method == "none" or not (folder / "first-stage").is_dir():
+        return []
+    return [
+        ("First stage", f"{method}: see first-stage/report.html; the curves here are of what came after it")
+    ]
 
 
 def _verdict(rows: list[Mapping[str, Any]], num_features: int) -> tuple[str, bool]:
