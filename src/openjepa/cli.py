@@ -40,7 +40,7 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Folder for everything that the run writes.")],
     method: Annotated[str | None, typer.Option(help="ijepa, mae or maskfeat.")] = None,
     preset: Annotated[
-        str, typer.Option(help="Settings to start from: auto, small, staged, medium, standard, …")
+        str, typer.Option(help="Settings to start from: auto, small, multiblock, medium, standard, …")
     ] = "auto",
     config: Annotated[Path | None, typer.Option(help="YAML file of settings on top of the preset.")] = None,
     set: Set = None,
@@ -79,7 +79,7 @@ def pretrain(
 @app.command()
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(help="Run folder, checkpoint folder or the authors' .pth.tar.")
+        str, typer.Argument(help="Run folder, checkpoint folder, shipped name or the authors' .pth.tar.")
     ],
     train: Annotated[str, typer.Option(help="Labelled data to fit the classifiers on.")],
     test: Annotated[str, typer.Option(help="Labelled data to test them on.")],
@@ -109,7 +109,7 @@ def evaluate(
 @app.command()
 def embed(
     checkpoint: Annotated[
-        str, typer.Argument(help="Run folder, checkpoint folder or the authors' .pth.tar.")
+        str, typer.Argument(help="Run folder, checkpoint folder, shipped name or the authors' .pth.tar.")
     ],
     data: Data,
     out: Annotated[Path, typer.Option(help="Parquet file for the embeddings.")],
