@@ -36,6 +36,13 @@ def test_the_automatic_preset_fits_any_size(side: int) -> None:
     assert config.data.batch_size <= 128
 
 
+def test_a_contrast_needs_another_image() -> None:
+    alone = ["data.batch_size=4", "optim.accumulate=4"]
+    with pytest.raises(UserError, match="data.batch_size=8 or more"):
+        load_config(preset("small"), overrides=alone)
+    assert load_config(preset("multiblock"), overrides=alone).data.batch_size == 4
+
+
 def test_the_automatic_preset_knows_the_machine_and_the_channels() -> None:
     without, reason = choose_preset(375, 140)
     assert without["preset"] == "medium"

@@ -272,6 +272,13 @@ class Config(Section):
                 f"data.batch_size: {self.data.batch_size} is not a multiple of runtime.devices × optim.accumulate = "
                 f"{self.runtime.devices} × {self.optim.accumulate}"
             )
+        parts = self.optim.accumulate * self.runtime.devices
+        if self.objective.loss == "contrastive" and self.data.batch_size < 2 * parts:
+            raise ValueError(
+                f"objective.loss: contrastive compares images of a part of a batch, and data.batch_size="
+                f"{self.data.batch_size} in {parts} parts leaves one in each: set data.batch_size={2 * parts} or more, "
+                "or objective.loss=mse"
+            )
         for name, (low, high) in (
             ("crop_scale", self.data.crop_scale),
             ("crop_aspect", self.data.crop_aspect),
