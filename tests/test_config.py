@@ -38,7 +38,7 @@ def test_the_automatic_preset_fits_any_size(side: int) -> None:
 
 def test_a_contrast_needs_another_image() -> None:
     alone = ["data.batch_size=4", "optim.accumulate=4"]
-    with pytest.raises(UserError, match="data.batch_size=8 or more"):
+    with pytest.raises(UserError, match=r"data\.batch_size=8 or more"):
         load_config(preset("small"), overrides=alone)
     assert load_config(preset("multiblock"), overrides=alone).data.batch_size == 4
 
