@@ -51,6 +51,7 @@ def test_the_automatic_preset_knows_the_machine_and_the_channels() -> None:
     grey, reason = choose_preset(28, 60_000, channels=1)
     assert load_config(grey).data.channels == 1
     assert "1 channel," in reason
+    assert load_config(choose_preset(150, 140)[0]).data.image_size == (144, 144)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,13 +6,12 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 import openjepa
+from make_images import jpeg
 from openjepa import shipped
 from openjepa.checkpoint import Checkpoint
 from openjepa.errors import CheckpointError
@@ -32,11 +31,10 @@ CARD = {"terms": "Drawn by a test: no terms.", "measured_with": "openjepa evalua
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen images of two classes."""
     folder = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for number in range(16):
-        path = folder / ("day" if number % 2 else "night") / f"{number:02}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize((32, 32)).save(path)
+    for name in ("day", "night"):
+        (folder / name).mkdir()
+        for number in range(8):
+            (folder / name / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
     return folder
 
 

@@ -108,7 +108,7 @@ class ObjectiveConfig(Section):
     loss: Literal["mse", "smooth_l1", "contrastive"] = "smooth_l1"
     """Mean over all elements of the squared error (paper) or of smooth L1 with β = 1 (authors' code); or contrastive:
     is a prediction nearer to its own target than to other images' at that position (of a process and part of a
-    batch)? Learns more on small data (docs/log.md)."""
+    batch)? Against squared error a point more by the linear probe and one less by k-NN, one seed (docs/log.md)."""
     temperature: float = Field(0.2, gt=0)
     """Of the contrastive loss: differences of cosine that count."""
     target_norm: Literal["none", "layer", "centred"] = "layer"

@@ -17,8 +17,9 @@ Settings = dict[str, Any]
 def small() -> Settings:
     """Images of 28 to 80 px on a CPU or a small GPU: ViT 128 wide, 4 deep, about 8 × 8 patches (0.9 M parameters).
 
-    What learned most in equal minutes on CIFAR-10 (docs/log.md), which is not the paper's method alone: a quarter of
-    the patches is the context, drawn at random, and the loss asks which image of the batch a prediction belongs to.
+    Of the variants of I-JEPA tried, what learned most in equal minutes on CIFAR-10 (docs/log.md). It is not the paper's
+    method alone: a quarter of the patches is the context, drawn at random, and the loss asks which image of the batch a
+    prediction belongs to.
     """
     return {
         "data": {"image_size": 32, "batch_size": 64},
@@ -135,10 +136,11 @@ def choose_preset(
         patch = 4 if side < 56 else 8
         # 7 × 7 patches are the fewest that the masks suit.
         name, size = "small", max(28, patch * (side // patch))
-    elif side < 160 or not accelerated:
-        name, size, patch = "medium", min(96, 8 * (side // 8)), 8
-        if side >= 160:
-            reasons.append("no GPU, which `standard` (ViT-S/16 at 224 px) is for")
+    elif side < 160:
+        name, size, patch = "medium", 8 * (side // 8), 8
+    elif not accelerated:
+        name, size, patch = "medium", 96, 8
+        reasons.append("no GPU, which `standard` (ViT-S/16 at 224 px) is for")
     else:
         name, size, patch = "standard", 224, 16
     chosen = preset(name)

@@ -139,7 +139,7 @@ def test_a_run_by_the_clock_ends_at_the_final_learning_rate(photos: Path, tmp_pa
 
 def test_accumulation_gives_the_same_step(photos: Path, tmp_path: Path) -> None:
     """Of a loss that looks at each image by itself: a contrast is among the images of a part."""
-    settings = [*SETTINGS, "objective.loss=mse", "objective.target_norm=layer"]
+    settings = [*SETTINGS, "objective.loss=smooth_l1"]
     for parts in (1, 4):
         openjepa.pretrain(
             data=photos, out=tmp_path / str(parts), preset="small", steps=12,
@@ -202,6 +202,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(photos: Path, whole: P
         ),
         (["{photos}", "--steps", "1", "--set", "data.batch_size=64"], 2, "data.batch_size"),
         (["{photos}", "--steps", "1", "--set", "masks.target_fraction=0.999"], 2, "set it within"),
+        (
+            ["{photos}", "--preset", "multiblock", "--steps", "1", "--set", "masks.context_fraction=0.9"],
+            2,
+            "set it within",
+        ),
         (["{photos}", "--steps", "1", "--set", "masks.name=multiblok"], 2, "multiblock"),
         (["{photos}", "--steps", "1", "--epochs", "1"], 2, "give one of"),
         (["{photos}"], 2, "--max-minutes"),

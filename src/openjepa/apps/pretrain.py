@@ -199,7 +199,7 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
         return new
     if request.preset == "auto":
         found = look(source, channels=request.options.get("data.channels"))
-        accelerated = resolve_device(request.options.get("runtime.device", "auto")) != "cpu"
+        accelerated = resolve_device("auto") != "cpu"
         base, reason = choose_preset(
             found.side, len(source), channels=found.channels, accelerated=accelerated
         )

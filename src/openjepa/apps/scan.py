@@ -15,7 +15,7 @@ from rich.progress import track
 
 from openjepa.data.scenes.source import TARGETS
 from openjepa.data.sources import Source, open_source
-from openjepa.data.statistics import look
+from openjepa.data.statistics import shared_channels
 from openjepa.data.survey import Survey, look_at, overlap
 from openjepa.presets import choose_preset
 from openjepa.runtime import resolve_device
@@ -48,7 +48,7 @@ def scan(data: str | Path, *, test: str | Path | None = None, channels: int = 3)
         _, reason = choose_preset(
             int(median(survey.shorter_sides)),
             len(source),
-            channels=look(source).channels,
+            channels=channels if channels != 3 else shared_channels(survey.modes),
             accelerated=accelerated,
         )
         lines.append(f"preset      {reason}")

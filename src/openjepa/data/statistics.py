@@ -1,11 +1,9 @@
 """What a look at a few images of a data set tells: their typical size and the statistics of their channels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from openjepa.data.dataset import ImageDataset, spread
 from openjepa.data.decode import BadImage, decode, kind_of
@@ -37,7 +35,7 @@ def look(source: Source, *, channels: int | None = None) -> Look:
         DataError: None of them can be read.
     """
     indices = spread(len(source), _LOOK_AT).tolist()
-    channels = channels or _shared_channels(source, indices)
+    channels = channels or shared_channels(_modes(source, indices))
     sides, reasons = [], []
     for index in indices:
         try:
@@ -51,21 +49,23 @@ def look(source: Source, *, channels: int | None = None) -> Look:
     return Look(int(np.median(sides)), channels)
 
 
-def _shared_channels(source: Source, indices: Sequence[int]) -> int:
-    """The number of channels that all these images have, as they say before they are decoded; 3 where they differ."""
-    found = set()
+def _modes(source: Source, indices: Sequence[int]) -> Iterator[str]:
     for index in indices:
         try:
-            found.add(_num_channels(source.read(index)))
+            yield kind_of(source.read(index))[1]
         except BadImage:  # told of when it is decoded
             continue
+
+
+def shared_channels(modes: Iterable[str]) -> int:
+    """The number of channels of images of these modes, as `kind_of` tells them: 3 where they differ or do not say."""
+    found = {_num_channels(mode) for mode in modes if mode != "?"}
     return found.pop() if len(found) == 1 else 3
 
 
-def _num_channels(raw: bytes | NDArray[Any]) -> int:
-    if isinstance(raw, np.ndarray):
-        return int(raw.shape[2]) if raw.ndim == 3 else 1
-    mode = kind_of(raw)[1]
+def _num_channels(mode: str) -> int:
+    if " × " in mode:  # an array in memory
+        return int(mode.rpartition(" × ")[2])
     return 1 if mode in _GREY or mode.startswith("I") else 3
 
 

@@ -29,7 +29,7 @@ def contrastive_loss(
 
     A prediction is compared, by cosine, with what the target encoder says about *all* images at the same position; the
     loss is the cross-entropy of picking its own. As all candidates share the position, nothing is gained by encoding
-    it, and constant features are the worst answer, log B, where they are a perfect one to a squared error.
+    it, and constant features are worth no more than a guess, log B, where a squared error calls them perfect.
 
     Args:
         predictions: (B, C, M, Nt, K).
