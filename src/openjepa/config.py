@@ -111,9 +111,12 @@ class ObjectiveConfig(Section):
     batch)? Against squared error a point more by the linear probe and one less by k-NN, one seed (docs/log.md)."""
     temperature: float = Field(0.2, gt=0)
     """Of the contrastive loss: differences of cosine that count."""
-    target_norm: Literal["none", "layer", "centred"] = "layer"
+    pixel_share: float = Field(0.0, ge=0, lt=1)
+    """Of the loss, that of the hidden patches' pixels, made zero-mean and unit-variance a patch (method ijepa)."""
+    target_norm: Literal["none", "layer", "centred", "double_centred"] = "layer"
     """none (paper); layer: one more LayerNorm, without parameters (authors' code); centred: before that
-    LayerNorm, what all images (of a process and part of a batch) share at a position is taken away."""
+    LayerNorm, what all images (of a process and part of a batch) share at a position is taken away; double_centred:
+    and what all patches of an image share."""
 
 
 class EmaConfig(Section):
@@ -271,6 +274,11 @@ class Config(Section):
             raise ValueError(
                 f"data.batch_size: {self.data.batch_size} is not a multiple of runtime.devices × optim.accumulate = "
                 f"{self.runtime.devices} × {self.optim.accumulate}"
+            )
+        if self.objective.pixel_share and self.method != "ijepa":
+            raise ValueError(
+                f"objective.pixel_share: {self.objective.pixel_share} is for method ijepa; {self.method} predicts no "
+                "features that pixels could stand beside: set objective.pixel_share=0"
             )
         parts = self.optim.accumulate * self.runtime.devices
         if self.objective.loss == "contrastive" and self.data.batch_size < 2 * parts:

@@ -13,7 +13,7 @@ from openjepa.config import Config
 from openjepa.data.preprocess import Preprocess
 from openjepa.errors import CheckpointError
 from openjepa.formats.reference import read_reference
-from openjepa.methods import Method, build
+from openjepa.methods import IJEPA, Method, build
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.settings import load_config
 from openjepa.shipped import shipped_names, shipped_path, unpacked
@@ -82,6 +82,8 @@ def model_of(config: Config) -> Method:
         seed=config.seed,
     )
     model.temperature = objective.temperature
+    if isinstance(model, IJEPA) and objective.pixel_share:
+        model.ask_for_pixels(objective.pixel_share, seed=config.seed)
     model.preprocess = Preprocess.of(config.data)
     return model
 

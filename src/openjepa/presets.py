@@ -113,7 +113,11 @@ def with_method(settings: Mapping[str, Any], method: str) -> Settings:
         return dict(settings)
     changes: Settings = {
         "method": method,
-        "objective": {"loss": "mse", "target_norm": "layer" if method == "mae" else "none"},
+        "objective": {
+            "loss": "mse",
+            "target_norm": "layer" if method == "mae" else "none",
+            "pixel_share": 0.0,
+        },
         "optim": {"betas": (0.9, 0.95), "lr": settings["optim"]["lr"] / 2},  # half: docs/log.md
     }
     masks = {"name": "random", "target_fraction": 0.75}

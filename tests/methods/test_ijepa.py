@@ -100,7 +100,13 @@ def test_targets_are_cut_from_the_output_of_whole_images(model: IJEPA) -> None:
     model.target_norm = "centred"
     assert model.encode_targets(images).mean(dim=0).abs().mean() < 0.5 * full.mean(dim=0).abs().mean()
     model.target_norm = "none"
-    torch.testing.assert_close(model.encode_targets(images), model.target_encoder(images))
+    raw = model.encode_targets(images)
+    torch.testing.assert_close(raw, model.target_encoder(images))
+    model.target_norm = "double_centred"
+    double = model.encode_targets(images)
+    # What is added to a position of all images, or to all patches of one, is taken away again.
+    model.raw_targets = lambda _: raw + torch.randn(64)[:, None] + torch.randn(4, 1, 1)  # type: ignore[method-assign]
+    torch.testing.assert_close(model.encode_targets(images), double, rtol=0, atol=1e-4)
 
 
 def test_weights_follow_from_the_seed_and_leave_the_generator_alone() -> None:

@@ -8,14 +8,18 @@ Shapes: B images, C context blocks, M target blocks, Nc and Nt patches in each, 
 """
 
 import copy
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from openjepa.methods.losses import Loss
-from openjepa.methods.method import Method, TargetNorm
+from openjepa.masks import Masks
+from openjepa.methods.losses import Loss, pick_patches
+from openjepa.methods.method import Method, Output, TargetNorm
 from openjepa.models.architecture import Architecture
 from openjepa.models.predictor import Predictor
+from openjepa.models.transformer import init_weights
 from openjepa.models.vit import VisionTransformer
 
 
@@ -24,6 +28,9 @@ class IJEPA(Method):
 
     The target encoder starts as a copy of the context encoder. Of the normalisations of targets, `none` is the
     paper's, `layer` the authors' code's.
+
+    Attributes:
+        pixel_share: Of the loss, that of the pixels of hidden patches; 0, the paper's, until `ask_for_pixels`.
     """
 
     def __init__(
@@ -36,6 +43,35 @@ class IJEPA(Method):
     ) -> None:
         super().__init__(encoder, predictor, loss=loss, target_norm=target_norm)
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.pixel_share = 0.0
+
+    def ask_for_pixels(self, share: float, *, seed: int = 0) -> None:
+        """Let the loss ask for the pixels of hidden patches, too, read from the predictor by a second last layer.
+
+        What the pixels say is there from the first step, when the target encoder has nothing to say yet; the encoder
+        serves both, and the two together teach more than either alone (docs/log.md).
+
+        Args:
+            share: Of the loss, in (0, 1).
+            seed: Of the layer's weights.
+        """
+        num_pixels = self.context_encoder.patch_embed.proj.weight[0].numel()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.pixel_proj = nn.Linear(self.predictor.predictor_proj.in_features, num_pixels)
+            self.pixel_proj.apply(init_weights)
+        self.pixel_share = share
+
+    def forward(self, images: Tensor, masks: Masks) -> Output:
+        """As `Method.forward`, with the share of pixels in the loss."""
+        out = super().forward(images, masks)
+        if not self.pixel_share:
+            return out
+        pixels = self.context_encoder.patch_embed.cut(images)
+        pixels = pick_patches(F.layer_norm(pixels, pixels.shape[-1:]), masks.target)[:, None]
+        drawn = self.pixel_proj(out.answers)  # (B, C, M, Nt, c·h·w)
+        loss = F.mse_loss(drawn.float(), pixels.expand_as(drawn))
+        return replace(out, loss=torch.lerp(out.loss, loss, self.pixel_share))
 
     def raw_targets(self, images: Tensor) -> Tensor:
         """What the target encoder says about whole images: (B, c, H, W) -> (B, N, D)."""

@@ -3,7 +3,7 @@
 Methods differ in what is to be predicted (`raw_targets`) and in what moves after a step (`update_target`).
 
 Shapes: B images, C context blocks, M target blocks, Nc and Nt patches in each, N patches, D width, K numbers that
-are to be predicted of a patch.
+are to be predicted of a patch, P the predictor's width.
 """
 
 from abc import abstractmethod
@@ -20,7 +20,7 @@ from openjepa.models.architecture import Architecture
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
 
-TargetNorm = Literal["none", "layer", "centred"]
+TargetNorm = Literal["none", "layer", "centred", "double_centred"]
 
 
 class Preprocessing(Protocol):
@@ -48,6 +48,8 @@ class Output:
     """(B, C, M, Nt, K); of a contrast, which asks for a direction only, at fitted length and without gradient."""
     targets: Tensor
     """(B, M, Nt, K), without gradient."""
+    answers: Tensor
+    """(B, C, M, Nt, P), what the predictor's last layer read the predictions from."""
 
 
 class Method(nn.Module):
@@ -59,8 +61,10 @@ class Method(nn.Module):
         loss: ``mse`` (the papers), ``smooth_l1`` (the authors' I-JEPA, β = 1), or ``contrastive``: not how far from its
             target a prediction is, but whether it is nearer to it than to other images' at that position.
         target_norm: `none`, `layer`: the targets of a patch pass a LayerNorm without parameters (the authors' I-JEPA;
-            the "normalised pixels" of a masked autoencoder), or `centred`: before it, each position's mean over
-            the batch is taken away, so that nothing is gained by predictions that only tell the position.
+            the "normalised pixels" of a masked autoencoder), `centred`: before it, each position's mean over the
+            batch is taken away, so that nothing is gained by predictions that only tell the position, or
+            `double_centred`: each image's mean over its patches, too, so that nothing is gained by telling only what
+            any part of the image shows, as its overall colour and brightness.
 
     Attributes:
         target_encoder: What features are taken from, after training; never optimised by itself.
@@ -96,14 +100,15 @@ class Method(nn.Module):
         full_targets = self.encode_targets(images)  # (B, N, K)
         targets = pick_patches(full_targets, masks.target)  # (B, M, Nt, K)
         context = self.encode_context(images, masks.context)  # (B, C, Nc, D)
-        predictions = self.predictor(context, masks.context, masks.target)  # (B, C, M, Nt, K)
+        answers = self.predictor.answer(context, masks.context, masks.target)  # (B, C, M, Nt, P)
+        predictions = self.predictor.predictor_proj(answers)  # (B, C, M, Nt, K)
         if self.loss == "contrastive":
             loss = contrastive_loss(predictions, full_targets, masks.target, temperature=self.temperature)
             predictions = fitted_length(predictions.detach(), targets[:, None])
         else:
             distance = F.mse_loss if self.loss == "mse" else F.smooth_l1_loss
             loss = distance(predictions, targets[:, None].expand_as(predictions))
-        return Output(loss=loss, predictions=predictions, targets=targets)
+        return Output(loss=loss, predictions=predictions, targets=targets, answers=answers)
 
     @property
     def shape(self) -> Architecture:
@@ -123,8 +128,10 @@ class Method(nn.Module):
         targets = self.raw_targets(images)
         if self.target_norm == "none":
             return targets
-        if self.target_norm == "centred":
+        if self.target_norm in ("centred", "double_centred"):
             targets = targets - targets.mean(dim=0)
+        if self.target_norm == "double_centred":
+            targets = targets - targets.mean(dim=1, keepdim=True)
         return F.layer_norm(targets, targets.shape[-1:])
 
     @abstractmethod

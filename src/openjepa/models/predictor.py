@@ -73,12 +73,16 @@ class Predictor(nn.Module):
         Returns:
             (B, C, M, Nt, K) predictions.
         """
+        return self.predictor_proj(self.answer(context, context_index, target_index))
+
+    def answer(self, context: Tensor, context_index: Tensor, target_index: Tensor) -> Tensor:
+        """What the last layer reads the prediction from, (B, C, M, Nt, P); arguments as `forward`'s."""
         visible = self.predictor_embed(context)
         visible = visible + self.predictor_pos_embed[0][context_index]  # (B, C, Nc, P)
         hidden = self.mask_token + self.predictor_pos_embed[0][target_index]  # (B, M, Nt, P)
         hidden = hidden[:, None].expand(-1, context.shape[1], -1, -1, -1)  # (B, C, M, Nt, P)
-        answer = self._answer_shared if self.shared_context else self._answer
-        return self.predictor_proj(self.predictor_norm(answer(visible, hidden)))
+        attend = self._answer_shared if self.shared_context else self._answer
+        return self.predictor_norm(attend(visible, hidden))
 
     def _answer(self, visible: Tensor, hidden: Tensor) -> Tensor:
         """Every pair of a context and a target block by itself: (B, C, Nc, P), (B, C, M, Nt, P) -> (B, C, M, Nt, P)."""
