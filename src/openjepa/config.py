@@ -129,8 +129,10 @@ class EmaConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and its schedules. Biases and 1-D parameters are not decayed."""
+    """The optimiser and its schedules. Biases and 1-D parameters are not decayed."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw (paper); muon: updates of the blocks' weight matrices are made orthogonal, the rest is AdamW's."""
     lr: float = Field(2e-3, gt=0)
     """Peak learning rate."""
     start_lr: float = Field(2e-4, ge=0)

@@ -14,7 +14,7 @@ from openjepa.data.dataset import Batch
 from openjepa.data.loader import Loader
 from openjepa.masks import MaskSampler
 from openjepa.methods import Method
-from openjepa.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from openjepa.optim import load_optimizer_tensors, make_optimizers, optimizer_tensors
 from openjepa.run_folder import RunFolder
 from openjepa.settings import dump_config
 
@@ -51,13 +51,19 @@ class Run:
     on_batch: Callable[[Batch], None] = lambda batch: None
     step: int = 0
     seconds: float = 0.0
-    optimizer: torch.optim.AdamW = field(init=False)
+    optimizers: list[torch.optim.Optimizer] = field(init=False)
     _began: float = field(init=False)
     _step_seconds: float = field(init=False, default=0.0)
     _last_row: tuple[int, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = make_optimizer(self.method, betas=self.config.optim.betas)
+        optim, low_precision = self.config.optim, self.config.runtime.precision == "bfloat16"
+        self.optimizers = make_optimizers(
+            self.method,
+            name=optim.name,
+            betas=optim.betas,
+            dtype=torch.bfloat16 if low_precision else torch.float32,
+        )
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -113,7 +119,7 @@ class Run:
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint of this run."""
         self.method.load_state_dict(saved.model)
-        load_optimizer_tensors(self.method, self.optimizer, saved.optimizer)
+        load_optimizer_tensors(self.method, self.optimizers, saved.optimizer)
         self.step, self.seconds = saved.state["step"], saved.state["seconds"]
 
     def save(self) -> None:
@@ -125,7 +131,7 @@ class Run:
             self.folder.checkpoints,
             step=self.step,
             model=self.method.state_dict(),
-            optimizer=optimizer_tensors(self.method, self.optimizer),
+            optimizer=optimizer_tensors(self.method, self.optimizers),
             state={
                 "step": self.step,
                 "seconds": self.seconds,
@@ -137,9 +143,9 @@ class Run:
         )
 
     def num_bytes(self) -> int:
-        """Size of a checkpoint: all weights, and two moments of those that are trained."""
+        """Size of a checkpoint, at most: all weights, and two moments of those that are trained."""
         weights = sum(tensor.nbytes for tensor in self.method.state_dict().values())
-        return weights + 2 * sum(p.nbytes for group in self.optimizer.param_groups for p in group["params"])
+        return weights + 2 * sum(p.nbytes for p in self.method.parameters() if p.requires_grad)
 
 
 def total_steps(budget: BudgetConfig, *, batch_size: int, num_images: int) -> int | None:

@@ -87,7 +87,7 @@ class Objective(nn.Module):
 def train_step(
     fabric: Fabric,
     objective: _FabricModule,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     parts: Sequence[tuple[Tensor, Masks]],
     *,
     hyper: Hyperparameters,
@@ -98,7 +98,7 @@ def train_step(
     Args:
         fabric: Precision and processes.
         objective: `Objective`, as Fabric set it up.
-        optimizer: Its first group is decayed.
+        optimizers: Of its parameters, each of one of them; groups say whether they are decayed.
         parts: Normalised images and masks, of equal numbers of images.
         hyper: What the schedules say.
         clip_norm: Largest norm of the gradient.
@@ -109,7 +109,8 @@ def train_step(
     Raises:
         NonFiniteError: The loss is NaN or infinite; nothing was updated.
     """
-    for group in optimizer.param_groups:
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group in groups:
         group["lr"] = hyper.lr
         if group["decay"]:
             group["weight_decay"] = hyper.weight_decay
@@ -123,9 +124,10 @@ def train_step(
     if not math.isfinite(value):
         raise NonFiniteError(f"the loss is {value}")
     if clip_norm is not None:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], clip_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     cast(Method, objective.method).update_target(hyper.ema_momentum)
     return value
 
@@ -143,7 +145,7 @@ def fit(run: Run) -> None:
     module = Objective(run.method, bfloat16=config.runtime.precision == "bfloat16")
     if config.runtime.compile:
         module.compile(dynamic=False)  # in place; lengths are fixed within a step
-    objective, optimizer = fabric.setup(module, run.optimizer)
+    objective, *optimizers = fabric.setup(module, *run.optimizers)
     run.method.train()
     run.start_clock()
     last_save = run.seconds
@@ -154,7 +156,7 @@ def fit(run: Run) -> None:
             parts = _parts(run, batch)
             try:
                 loss = train_step(
-                    fabric, objective, optimizer, parts, hyper=hyper, clip_norm=config.optim.clip_norm
+                    fabric, objective, optimizers, parts, hyper=hyper, clip_norm=config.optim.clip_norm
                 )
             except NonFiniteError as error:
                 raise _dump(run, parts, error) from None

@@ -15,7 +15,7 @@ from openjepa.hub import load
 from openjepa.masks import Masks
 from openjepa.methods.ijepa import IJEPA
 from openjepa.models.transformer import set_attention_path
-from openjepa.optim import make_optimizer
+from openjepa.optim import make_optimizers
 from openjepa.train import Hyperparameters, Objective, train_step
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -83,11 +83,11 @@ def test_gradients(case: dict[str, Any], model: IJEPA) -> None:
 
 def test_weights_after_four_steps(case: dict[str, Any], model: IJEPA) -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
-    objective, optimizer = fabric.setup(Objective(model), make_optimizer(model))
+    objective, *optimizers = fabric.setup(Objective(model), *make_optimizers(model))
     for step, facts in enumerate(case["facts"]["steps"]):
         hyper = Hyperparameters(facts["lr"], facts["weight_decay"], facts["ema_momentum"])
         part = (case["tensors"][f"step{step}.images"], masks_of(case, step))
-        loss = train_step(fabric, objective, optimizer, [part], hyper=hyper)
+        loss = train_step(fabric, objective, optimizers, [part], hyper=hyper)
         assert loss == pytest.approx(facts["smooth_l1"], rel=1e-4)
 
     path = GOLDEN / f"{case['name']}-after.pth.tar"

@@ -35,7 +35,7 @@ from openjepa.masks import Masks, MaskSampler, make_masks
 from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.models.architecture import Architecture
 from openjepa.models.transformer import set_attention_path
-from openjepa.optim import make_optimizer
+from openjepa.optim import make_optimizers
 from openjepa.runtime import fastest_attention
 from openjepa.train import Hyperparameters, Objective, train_step
 
@@ -136,10 +136,11 @@ def ours(case: Case, options: Options, images: Tensor, masks: Masks, *, shared_c
     ]
     dtype = torch.bfloat16 if options.bfloat16 else torch.float32
     set_attention_path(model, fastest_attention(shapes, "cpu", dtype))
-    wrapped, optimizer = fabric.setup(Objective(model, bfloat16=options.bfloat16), make_optimizer(model))
+    (adamw,) = make_optimizers(model)
+    wrapped, optimizer = fabric.setup(Objective(model, bfloat16=options.bfloat16), adamw)
 
     def step() -> float:
-        return train_step(fabric, wrapped, optimizer, [(images, masks)], hyper=HYPER)
+        return train_step(fabric, wrapped, [optimizer], [(images, masks)], hyper=HYPER)
 
     phases: dict[str, tuple[Any, str]] = {
         "target": (model, "encode_targets"),
