@@ -134,7 +134,7 @@ def test_a_run_by_the_clock_ends_at_the_final_learning_rate(photos: Path, tmp_pa
     openjepa.pretrain(data=photos, out=tmp_path, preset="small", max_minutes=0.03, set=SETTINGS)
     last = rows(tmp_path)[-1]
     assert last["progress"] == 1.0
-    assert last["lr"] < 0.1 * 1.5e-3  # as near the end as the last step, on a machine of uneven speed
+    assert last["lr"] < 0.1 * 3e-3  # as near the end as the last step, on a machine of uneven speed
 
 
 def test_accumulation_gives_the_same_step(photos: Path, tmp_path: Path) -> None:
