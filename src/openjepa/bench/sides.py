@@ -145,7 +145,7 @@ def ours(case: Case, options: Options, images: Tensor, masks: Masks, *, shared_c
     phases: dict[str, tuple[Any, str]] = {
         "target": (model, "encode_targets"),
         "context": (model, "encode_context"),
-        "predictor": (model.predictor, "forward"),
+        "predictor": (model.predictor, "answer"),
         "backward": (Tensor, "backward"),
         "optimiser": (optimizer, "step"),
         "moving average": (model, "update_target"),
