@@ -45,12 +45,12 @@ def make_optimizers(
     ]
     taken = {id(parameter) for parameter in hidden}
     rest = [
-        (name, parameter)
-        for name, parameter in model.named_parameters()
+        (key, parameter)
+        for key, parameter in model.named_parameters()
         if parameter.requires_grad and id(parameter) not in taken
     ]
-    decayed = [parameter for name, parameter in rest if parameter.ndim > 1 and not name.endswith("bias")]
-    others = [parameter for name, parameter in rest if parameter.ndim <= 1 or name.endswith("bias")]
+    decayed = [parameter for key, parameter in rest if parameter.ndim > 1 and not key.endswith("bias")]
+    others = [parameter for key, parameter in rest if parameter.ndim <= 1 or key.endswith("bias")]
     groups = [{"params": decayed, "decay": True}, {"params": others, "decay": False, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)]
     if hidden:
