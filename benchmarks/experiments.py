@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-MEASURES = ("rankme", "feature_std", "explained_variance", "position_gap", "loss")
+MEASURES = ("knn_top1", "rankme", "feature_std", "explained_variance", "position_gap", "loss")
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def correlations(outcomes: Sequence[Outcome]) -> str:
         "| measure at half of the run | rank correlation |",
         "|---|---|",
     ]
-    for measure in MEASURES:
+    # The k-NN that watches is there only if the study's options ask for it (--eval-train).
+    for measure in (name for name in MEASURES if all(name in one.rows[-1] for one in outcomes)):
         halves = [_at_half(one, measure) for one in outcomes]
         lines.append(f"| {measure} | {spearman(halves, finals):+.2f} |")
     return "\n".join(lines)

@@ -36,11 +36,13 @@ def test_the_automatic_preset_fits_any_size(side: int) -> None:
     assert config.data.batch_size <= 128
 
 
-def test_a_contrast_needs_another_image() -> None:
+@pytest.mark.parametrize("setting", ["objective.loss=contrastive", "objective.target_norm=centred"])
+def test_what_compares_images_needs_another_one(setting: str) -> None:
     alone = ["data.batch_size=4", "optim.accumulate=4"]
+    pure = ["objective.target_norm=layer", *alone]
     with pytest.raises(UserError, match=r"data\.batch_size=8 or more"):
-        load_config(preset("small"), overrides=alone)
-    assert load_config(preset("multiblock"), overrides=alone).data.batch_size == 4
+        load_config(preset("small"), overrides=[*pure, setting])
+    assert load_config(preset("small"), overrides=pure).data.batch_size == 4
 
 
 def test_the_automatic_preset_knows_the_machine_and_the_channels() -> None:

@@ -108,7 +108,7 @@ class ObjectiveConfig(Section):
     loss: Literal["mse", "smooth_l1", "contrastive"] = "smooth_l1"
     """Mean over all elements of the squared error (paper) or of smooth L1 with β = 1 (authors' code); or contrastive:
     is a prediction nearer to its own target than to other images' at that position (of a process and part of a
-    batch)? Against squared error a point more by the linear probe and one less by k-NN, one seed (docs/log.md)."""
+    batch)?"""
     temperature: float = Field(0.2, gt=0)
     """Of the contrastive loss: differences of cosine that count."""
     pixel_share: float = Field(0.0, ge=0, lt=1)
@@ -283,12 +283,17 @@ class Config(Section):
                 "features that pixels could stand beside: set objective.pixel_share=0"
             )
         parts = self.optim.accumulate * self.runtime.devices
-        if self.objective.loss == "contrastive" and self.data.batch_size < 2 * parts:
-            raise ValueError(
-                f"objective.loss: contrastive compares images of a part of a batch, and data.batch_size="
-                f"{self.data.batch_size} in {parts} parts leaves one in each: set data.batch_size={2 * parts} or more, "
-                "or objective.loss=mse"
-            )
+        for key, value, instead in (
+            ("loss", self.objective.loss, "mse"),
+            ("target_norm", self.objective.target_norm, "layer"),
+        ):
+            compares = value in ("contrastive", "centred", "double_centred")
+            if compares and self.data.batch_size < 2 * parts:
+                raise ValueError(
+                    f"objective.{key}: {value} compares images of a part of a batch, and data.batch_size="
+                    f"{self.data.batch_size} in {parts} parts leaves one in each: set data.batch_size={2 * parts} or "
+                    f"more, or objective.{key}={instead}"
+                )
         for name, (low, high) in (
             ("crop_scale", self.data.crop_scale),
             ("crop_aspect", self.data.crop_aspect),

@@ -201,7 +201,7 @@ def describe(health: Health, *, num_features: int) -> str:
     if health.position_gap < POSITION_GAP_FLOOR:
         return (
             f"features encode position only: predictions fit any image as well (gap {health.position_gap:.3f}); "
-            "normal at the very start, else try objective.target_norm=centred or a lower optim.lr"
+            "normal at the very start, else try objective.target_norm=double_centred or a lower optim.lr"
         )
     if health.explained_variance < EXPLAINED_VARIANCE_FLOOR:
         return (

@@ -52,9 +52,11 @@ class HealthProbe:
         index = (self._masks.context.split(_CHUNK), self._masks.target.split(_CHUNK))
         for images, context, target in zip(self._images.split(_CHUNK), *index, strict=True):
             inputs = prepare(images, model)
-            features.append(model.target_encoder(inputs).mean(dim=1).cpu())
-            targets.append(model.encode_targets(inputs).cpu())
-            predictions.append(model(inputs, Masks(context, target).to(inputs.device)).predictions.cpu())
+            features.append(model.target_encoder(inputs).float().mean(dim=1).cpu())
+            targets.append(model.encode_targets(inputs).float().cpu())
+            predictions.append(
+                model(inputs, Masks(context, target).to(inputs.device)).predictions.float().cpu()
+            )
         health = measure(
             torch.cat(features),
             predictions=torch.cat(predictions),
@@ -133,7 +135,10 @@ class KnnProbe:
     def _accuracy(self, encode: Encoder, model: Method) -> float:
         bank, queries = (
             torch.cat(
-                [encode(prepare(images, model)).mean(dim=1).cpu() for images in part.images.split(_CHUNK)]
+                [
+                    encode(prepare(images, model)).float().mean(dim=1).cpu()
+                    for images in part.images.split(_CHUNK)
+                ]
             )
             for part in (self._train, self._test)
         )

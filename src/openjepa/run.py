@@ -57,14 +57,23 @@ class Run:
     _last_row: tuple[int, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        optim, low_precision = self.config.optim, self.config.runtime.precision == "bfloat16"
+        optim = self.config.optim
         self.optimizers = make_optimizers(
             self.method,
             name=optim.name,
             betas=optim.betas,
-            dtype=torch.bfloat16 if low_precision else torch.float32,
+            dtype=torch.bfloat16 if self.low_precision else torch.float32,
         )
         self.start_clock()
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether the run computes in bfloat16 autocast."""
+        return self.config.runtime.precision == "bfloat16"
+
+    def autocast(self) -> torch.autocast:
+        """The run's precision, as a context."""
+        return torch.autocast(self.fabric.device.type, dtype=torch.bfloat16, enabled=self.low_precision)
 
     def start_clock(self) -> None:
         """Count time from here on, on top of what was spent before."""
@@ -109,8 +118,9 @@ class Run:
         row["images_per_second"] = round(steps * self.config.data.batch_size / max(seconds, 1e-9), 2)
         if measure:
             self.method.eval()
-            for probe in self.probes:
-                row |= probe(self.method)
+            with self.autocast():
+                for probe in self.probes:
+                    row |= probe(self.method)
             self.method.train()
         self.folder.write(row, tensorboard=self.config.log.tensorboard)
         self.on_row(row)

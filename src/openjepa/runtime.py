@@ -6,7 +6,6 @@ A resumed run takes what the run before it wrote into its configuration, so that
 import os
 import platform
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -78,12 +77,12 @@ def fastest_attention(
             layer.path = path
             # A small batch keeps the choice quick; the cost of both paths is linear in it.
             inputs = torch.ones(min(batch, 64), tokens, width, device=device, dtype=dtype, requires_grad=True)
-            seconds[path] += median_seconds(lambda: layer(inputs).sum().backward(), device, repeats)  # noqa: B023
+            seconds[path] += shortest_seconds(lambda: layer(inputs).sum().backward(), device, repeats)  # noqa: B023
     return min(paths, key=lambda path: seconds[path])
 
 
-def median_seconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """Median duration of ``work`` after one warm-up, waiting for the device."""
+def shortest_seconds(work: Callable[[], object], device: str, repeats: int) -> float:
+    """Shortest duration of ``work`` after one warm-up, waiting for the device: what else a machine does only adds."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -91,7 +90,7 @@ def median_seconds(work: Callable[[], object], device: str, repeats: int) -> flo
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return min(times[1:])
 
 
 def environment() -> dict[str, Any]:
@@ -132,5 +131,5 @@ def bfloat16_pays(device: str) -> bool:
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(256, 256, dtype=dtype)
-        seconds[dtype] = median_seconds(lambda: matrix @ matrix, device, 5)  # noqa: B023
+        seconds[dtype] = shortest_seconds(lambda: matrix @ matrix, device, 20)  # noqa: B023
     return seconds[torch.float32] > _BF16_GAIN * seconds[torch.bfloat16]

@@ -142,7 +142,7 @@ def fit(run: Run) -> None:
     if run.progress() >= 1.0:
         return
     config, fabric = run.config, run.fabric
-    module = Objective(run.method, bfloat16=config.runtime.precision == "bfloat16")
+    module = Objective(run.method, bfloat16=run.low_precision)
     if config.runtime.compile:
         module.compile(dynamic=False)  # in place; lengths are fixed within a step
     objective, *optimizers = fabric.setup(module, *run.optimizers)

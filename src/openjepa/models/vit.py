@@ -30,6 +30,7 @@ class ViTSize:
 SIZES: dict[str, ViTSize] = {
     "vit_pico": ViTSize(64, 4, 2, 32, 2),
     "vit_nano": ViTSize(128, 4, 4, 64, 2),
+    "vit_mini": ViTSize(192, 4, 4, 64, 2),
     "vit_micro": ViTSize(192, 6, 3, 96, 3),
     "vit_tiny": ViTSize(192, 12, 3, 96, 6),
     "vit_small": ViTSize(384, 12, 6, 192, 6),
