@@ -20,7 +20,7 @@ $(BIN)/openjepa: pyproject.toml
 	@touch $@
 
 demo: .venv  ## render scenes, pretrain, evaluate, write a report: twelve minutes on two cores
-	$(BIN)/openjepa pretrain scenes --config recipes/scenes.yaml --out runs/demo --max-minutes 7 --stop-on-collapse --resume
+	$(BIN)/openjepa pretrain scenes --out runs/demo --max-minutes 7 --stop-on-collapse --resume
 	$(BIN)/openjepa evaluate runs/demo --train scenes --test scenes --baselines \
 		--protocols knn,linear,count,depth --out runs/demo/evaluation.json
 	@echo "The report is in $(CURDIR)/runs/demo/report.html"

@@ -136,17 +136,3 @@ def test_named_sizes_have_the_published_parameters(name: str, millions: float) -
     config = load_config(preset("standard"), overrides=[f"model.name={name}"])
     encoder = build_ijepa(architecture_of(config)).context_encoder
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.15)
-
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_is_whole(recipe: Path) -> None:
-    config = load_config(preset("small"), file=recipe)
-    sampler = make_masks(config.masks.name, grid=architecture_of(config).grid, **config.masks.settings())
-    assert sampler.context_patches >= 1
-
-
-def test_recipes_are_found() -> None:
-    assert (RECIPES / "scenes.yaml").is_file()
