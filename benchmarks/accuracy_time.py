@@ -8,6 +8,7 @@ own schedule, not a point on the way of a longer one. Minutes are those that the
 
 import argparse
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def draw(lines: dict[str, list[Point]], out: Path) -> None:
     """A chart for each protocol side by side, minutes on a logarithmic axis."""
     figure = Figure(figsize=(8, 3.2), dpi=150, layout="constrained")
     for axes, (protocol, title) in zip(figure.subplots(1, len(PROTOCOLS)), PROTOCOLS.items(), strict=True):
-        for colour, (label, points) in zip(COLOURS, lines.items(), strict=False):
+        for colour, (label, points) in zip(cycle(COLOURS), lines.items(), strict=False):
             minutes = [point.minutes for point in points]
             axes.plot(minutes, [point.scores[protocol] for point in points], "o-", color=colour, label=label)
         ticks = sorted({round(point.minutes) for points in lines.values() for point in points})

@@ -53,8 +53,8 @@ def standard() -> Settings:
         {
             "data": {"image_size": 224, "batch_size": 256, "num_workers": 2},
             "model": {"name": "vit_small", "patch_size": 16},
-            # For long runs on a GPU, not yet measured here: between the paper's and those of `small`.
             "objective": {"loss": "smooth_l1", "target_norm": "centred"},
+            # For long runs on a GPU, not yet measured here: between the paper's and those of `small`.
             "ema": {"start": 0.996, "end": 0.9999},
             "optim": {
                 "name": "adamw",
