@@ -15,7 +15,7 @@ from make_images import jpeg
 from openjepa import shipped
 from openjepa.checkpoint import Checkpoint
 from openjepa.errors import CheckpointError
-from openjepa.methods import build
+from openjepa.methods import IJEPA, build
 from openjepa.models.architecture import Architecture
 from openjepa.shipped import pack, packed, shipped_names, shipped_path, unpacked
 
@@ -188,6 +188,18 @@ def test_a_masked_autoencoder_keeps_its_one_encoder() -> None:
     state = packed(model.state_dict())
     assert {name.partition(".")[0] for name in state} == {"context_encoder", "predictor"}
     assert not any(name.endswith("pos_embed") for name in state)
+    saved = Checkpoint(path=Path(), model=state, optimizer={}, state={"packed": True}, config="")
+    assert unpacked(saved, like=model.state_dict()).keys() == model.state_dict().keys()
+
+
+def test_a_frozen_teacher_is_not_packed() -> None:
+    model = build(
+        "ijepa", Architecture((32, 32), (8, 8), 3, 16, 2, 2, 2.0, 8, 1, 2), loss="mse", target_norm="layer"
+    )
+    assert isinstance(model, IJEPA)
+    model.keep_teacher()
+    state = packed(model.state_dict())
+    assert {name.partition(".")[0] for name in state} == {"target_encoder", "predictor"}
     saved = Checkpoint(path=Path(), model=state, optimizer={}, state={"packed": True}, config="")
     assert unpacked(saved, like=model.state_dict()).keys() == model.state_dict().keys()
 

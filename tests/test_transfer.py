@@ -13,7 +13,7 @@ import torch
 import openjepa
 from make_images import jpeg
 from openjepa.errors import CheckpointError
-from openjepa.methods import build
+from openjepa.methods import IJEPA, build
 from openjepa.models.architecture import Architecture
 from openjepa.transfer import adapt_channels, start_from
 
@@ -42,6 +42,24 @@ def test_a_masked_autoencoder_can_be_a_first_stage() -> None:
         assert torch.equal(encoder.blocks[1].mlp.fc1.weight, first.context_encoder.blocks[1].mlp.fc1.weight)
     assert torch.equal(second.predictor.mask_token, first.predictor.mask_token)
     assert torch.equal(second.predictor.predictor_proj.weight, fresh)
+
+
+def test_a_frozen_teacher_is_the_first_stage(tmp_path: Path) -> None:
+    """It is saved with the run and is still what the first stage left; the moving average is not."""
+    (photos := tmp_path / "photos").mkdir()
+    for number in range(8):
+        (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
+    settings = [
+        "data.batch_size=4", "log.tensorboard=false", "model.name=vit_pico", "ema.start=0.5", "ema.end=0.5",
+        "first_stage.method=mae", "first_stage.teacher=frozen",
+    ]  # fmt: skip
+    run = openjepa.pretrain(data=photos, out=tmp_path / "run", preset="small", steps=4, set=settings)
+    first, second = openjepa.load(run / "first-stage"), openjepa.load(run)
+    weight = first.target_encoder.blocks[3].mlp.fc2.weight
+    assert isinstance(second, IJEPA)
+    assert second.teacher is not None
+    assert torch.equal(second.teacher.blocks[3].mlp.fc2.weight, weight)
+    assert not torch.equal(second.target_encoder.blocks[3].mlp.fc2.weight, weight)
 
 
 def test_another_shape_is_told() -> None:

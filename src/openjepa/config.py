@@ -188,6 +188,14 @@ class FirstStageConfig(Section):
     """Part of the budget that it takes; the run's own schedules are over the rest."""
     lr: float | None = Field(None, gt=0)
     """Its peak learning rate; null: half of `optim.lr`."""
+    teacher: Literal["moving", "frozen"] = "moving"
+    """What its encoder teaches: only where the target encoder, a moving average, begins; or, frozen, every target to
+    the end (SALT), while features are still those of the moving average."""
+
+    @property
+    def keeps_teacher(self) -> bool:
+        """Whether there is a first stage whose encoder stays the teacher."""
+        return self.method != "none" and self.teacher == "frozen"
 
 
 class RuntimeConfig(Section):

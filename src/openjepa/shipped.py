@@ -6,8 +6,8 @@ Such a folder is a checkpoint like any other (`openjepa.checkpoint`: verified, n
 
 - tensors are float16: ten bits of mantissa tell weights apart eight times as finely as bfloat16's seven, and weights
   have no use for the wider range of the latter;
-- the target encoder stands for the context encoder too: it is what features are taken from and what another run
-  starts from (`--init-from`), and an average of what the other was;
+- the target encoder stands for the context encoder too, and for a frozen teacher: it is what features are taken from
+  and what another run starts from (`--init-from`), and an average of what the context encoder was;
 - position tables are left out: they are a function of the grid.
 
 `benchmarks/pack_weights.py` makes one of a finished run.
@@ -29,7 +29,7 @@ from openjepa.health import Health, describe
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 """Where the folders are; it may be missing."""
 _POSITIONS = "pos_embed"  # how the names of position tables end
-_CONTEXT, _TARGET = "context_encoder.", "target_encoder."
+_TARGET, _OTHERS = "target_encoder.", ("context_encoder.", "teacher.")
 
 
 def shipped_names() -> list[str]:
@@ -48,7 +48,7 @@ def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name: tensor.half()
         for name, tensor in state.items()
-        if not name.endswith(_POSITIONS) and not (twice and name.startswith(_CONTEXT))
+        if not name.endswith(_POSITIONS) and not (twice and name.startswith(_OTHERS))
     }
 
 
@@ -64,7 +64,7 @@ def unpacked(saved: checkpoint.Checkpoint, *, like: Mapping[str, Tensor]) -> dic
         for name, own in like.items():
             if name.endswith(_POSITIONS):
                 state[name] = own
-            elif (twin := name.replace(_CONTEXT, _TARGET, 1)) in saved.model:
+            elif name.startswith(_OTHERS) and (twin := _TARGET + name.split(".", 1)[1]) in saved.model:
                 state[name] = saved.model[twin]
     return state
 

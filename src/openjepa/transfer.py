@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openjepa.errors import CheckpointError
-from openjepa.methods import Method
+from openjepa.methods import IJEPA, Method
 from openjepa.models.architecture import Architecture
 
 _PATCHES = "patch_embed.proj.weight"
@@ -68,6 +68,8 @@ def start_from(model: Method, earlier: Method, *, name: str) -> str:
         )
     for encoder in {id(one): one for one in (model.context_encoder, model.target_encoder)}.values():
         encoder.load_state_dict(state)
+    if isinstance(model, IJEPA) and model.teacher is not None:
+        model.keep_teacher()
     taken = ["encoder"]
     if channels != found:
         taken[0] += f" (its {found} input channels adapted to {channels})"

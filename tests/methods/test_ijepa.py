@@ -116,3 +116,19 @@ def test_weights_follow_from_the_seed_and_leave_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["predictor.mask_token"], other["predictor.mask_token"])
+
+
+def test_a_teacher_that_is_kept_sets_the_targets_and_never_moves(model: IJEPA) -> None:
+    images, masks = batch()
+    model.keep_teacher()
+    before = model.encode_targets(images)
+    with torch.no_grad():
+        model.context_encoder.norm.bias.add_(torch.arange(16.0))
+    model.update_target(0.5)
+    assert not torch.equal(
+        model.target_encoder.norm.bias, build_ijepa(SHAPE, seed=1).target_encoder.norm.bias
+    )
+    torch.testing.assert_close(model.encode_targets(images), before)
+    model(images, masks).loss.backward()
+    assert model.teacher is not None
+    assert all(p.grad is None for p in model.teacher.parameters())

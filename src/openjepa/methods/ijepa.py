@@ -31,6 +31,8 @@ class IJEPA(Method):
 
     Attributes:
         pixel_share: Of the loss, that of the pixels of hidden patches; 0, the paper's, until `ask_for_pixels`.
+        teacher: An encoder that never moves and says what is to be predicted; None, the paper's, until `keep_teacher`:
+            the target encoder says it.
     """
 
     def __init__(
@@ -44,6 +46,15 @@ class IJEPA(Method):
         super().__init__(encoder, predictor, loss=loss, target_norm=target_norm)
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.pixel_share = 0.0
+        self.teacher: VisionTransformer | None = None
+
+    def keep_teacher(self) -> None:
+        """Let the target encoder as it is now say what is to be predicted, for good; it goes on as the moving average.
+
+        For a target encoder that knows something already, from a first stage. A frozen teacher cannot unlearn it
+        (SALT, arXiv 2509.24317).
+        """
+        self.teacher = copy.deepcopy(self.target_encoder)
 
     def ask_for_pixels(self, share: float, *, seed: int = 0) -> None:
         """Let the loss ask for the pixels of hidden patches, too, read from the predictor by a second last layer.
@@ -74,8 +85,8 @@ class IJEPA(Method):
         return replace(out, loss=torch.lerp(out.loss, loss, self.pixel_share))
 
     def raw_targets(self, images: Tensor) -> Tensor:
-        """What the target encoder says about whole images: (B, c, H, W) -> (B, N, D)."""
-        return self.target_encoder(images)
+        """What the target encoder, or the teacher, says about whole images: (B, c, H, W) -> (B, N, D)."""
+        return (self.teacher or self.target_encoder)(images)
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
