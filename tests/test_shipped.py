@@ -192,12 +192,12 @@ def test_a_masked_autoencoder_keeps_its_one_encoder() -> None:
     assert unpacked(saved, like=model.state_dict()).keys() == model.state_dict().keys()
 
 
-def test_a_frozen_teacher_is_not_packed() -> None:
+def test_a_teacher_is_not_packed() -> None:
     model = build(
         "ijepa", Architecture((32, 32), (8, 8), 3, 16, 2, 2, 2.0, 8, 1, 2), loss="mse", target_norm="layer"
     )
     assert isinstance(model, IJEPA)
-    model.keep_teacher()
+    model.renew_teacher()
     state = packed(model.state_dict())
     assert {name.partition(".")[0] for name in state} == {"target_encoder", "predictor"}
     saved = Checkpoint(path=Path(), model=state, optimizer={}, state={"packed": True}, config="")

@@ -126,6 +126,9 @@ class EmaConfig(Section):
     """Momentum at the start of the run (paper: 0.996)."""
     end: float = Field(0.9999, ge=0, le=1)
     """Momentum at its end (paper: 1.0; on short runs features decay when the target stops)."""
+    generations: int = Field(0, ge=0)
+    """0 (paper): the moving average sets the targets, so they move at every step; n: a copy of it does, taken at the
+    start and at n − 1 equal parts of the run, and held in between (1 after a first stage: SALT)."""
 
 
 class OptimConfig(Section):
@@ -187,15 +190,7 @@ class FirstStageConfig(Section):
     share: float = Field(0.5, gt=0, lt=1)
     """Part of the budget that it takes; the run's own schedules are over the rest."""
     lr: float | None = Field(None, gt=0)
-    """Its peak learning rate; null: half of `optim.lr`."""
-    teacher: Literal["moving", "frozen"] = "moving"
-    """What its encoder teaches: only where the target encoder, a moving average, begins; or, frozen, every target to
-    the end (SALT), while features are still those of the moving average."""
-
-    @property
-    def keeps_teacher(self) -> bool:
-        """Whether there is a first stage whose encoder stays the teacher."""
-        return self.method != "none" and self.teacher == "frozen"
+    """Its peak learning rate; null: two thirds of `optim.lr`."""
 
 
 class RuntimeConfig(Section):

@@ -84,8 +84,8 @@ def model_of(config: Config) -> Method:
     model.temperature = objective.temperature
     if isinstance(model, IJEPA) and objective.pixel_share:
         model.ask_for_pixels(objective.pixel_share, seed=config.seed)
-    if isinstance(model, IJEPA) and config.first_stage.keeps_teacher:
-        model.keep_teacher()
+    if isinstance(model, IJEPA) and config.ema.generations:
+        model.renew_teacher()
     model.preprocess = Preprocess.of(config.data)
     return model
 

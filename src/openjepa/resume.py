@@ -14,6 +14,7 @@ _FREE = ("log.", "checkpoint.", "data.num_workers", "data.cache", "data.max_bad_
 _FIXED = (
     "method",
     "model.",
+    "ema.generations",
     "data.image_size",
     "data.channels",
     "data.mean",

@@ -102,6 +102,12 @@ class Run:
         """Whether the budget is used up."""
         return self.progress() >= 1.0
 
+    @property
+    def generation(self) -> int:
+        """Which of its teachers the run is at, from 0."""
+        num = self.config.ema.generations
+        return min(int(self.progress() * num), num - 1)
+
     def count_step(self) -> None:
         """One more step is done; all processes agree on the time."""
         before, self.step = self.seconds, self.step + 1

@@ -160,7 +160,10 @@ def fit(run: Run) -> None:
                 )
             except NonFiniteError as error:
                 raise _dump(run, parts, error) from None
+            generation = run.generation
             run.count_step()
+            if run.generation > generation:
+                run.method.renew_teacher()
             failpoint(f"step-{run.step}")
             if run.step % config.log.every_steps == 0 or run.finished:
                 row = _row(run, loss, hyper, parts[0][1])

@@ -69,7 +69,7 @@ def start_from(model: Method, earlier: Method, *, name: str) -> str:
     for encoder in {id(one): one for one in (model.context_encoder, model.target_encoder)}.values():
         encoder.load_state_dict(state)
     if isinstance(model, IJEPA) and model.teacher is not None:
-        model.keep_teacher()
+        model.renew_teacher()
     taken = ["encoder"]
     if channels != found:
         taken[0] += f" (its {found} input channels adapted to {channels})"

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 import openjepa
 from openjepa.errors import CheckpointError, UserError
+from openjepa.methods import IJEPA
 
 SETTINGS = [
     "data.batch_size=8", "data.image_size=32", "data.cache=never", "model.embed_dim=32", "model.depth=2",
@@ -292,3 +293,32 @@ def test_a_collapsed_run_fails_when_asked_to(photos: Path, tmp_path: Path) -> No
     assert done.returncode == 6, done.stderr
     assert "stopped at step 6: collapsed: features are constant" in done.stderr
     assert rows(tmp_path / "run")[-1]["step"] == 6
+
+
+def test_a_teacher_is_renewed_at_equal_parts_of_a_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    renew = IJEPA.renew_teacher
+
+    def renew_and_tell(model: IJEPA) -> None:
+        seen.append("renewed")
+        renew(model)
+
+    monkeypatch.setattr("openjepa.train.failpoint", seen.append)
+    monkeypatch.setattr(IJEPA, "renew_teacher", renew_and_tell)
+    settings = [*SETTINGS, "ema.generations=3"]
+    openjepa.pretrain(data=photos, out=tmp_path / "run", preset="small", steps=6, set=settings)
+    expected = "renewed step-1 renewed step-2 step-3 renewed step-4 step-5 step-6"
+    assert seen == expected.split()
+
+
+def test_a_run_that_goes_on_within_a_generation_has_its_teacher(photos: Path, tmp_path: Path) -> None:
+    settings = ("--preset", "small", "--steps", "8", "--set", "ema.generations=2")
+    assert run(options(photos, tmp_path / "whole", *settings)).returncode == 0
+    killed = options(photos, tmp_path / "killed", *settings)
+    assert run(killed, OPENJEPA_FAILPOINT="step-7").returncode == -signal.SIGKILL
+    assert run([*killed, "--resume"]).returncode == 0
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert any(name.startswith("teacher.") for name in whole)
+    assert all(np.array_equal(tensor, resumed[name]) for name, tensor in whole.items())

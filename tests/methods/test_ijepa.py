@@ -118,9 +118,9 @@ def test_weights_follow_from_the_seed_and_leave_the_generator_alone() -> None:
     assert not torch.equal(one["predictor.mask_token"], other["predictor.mask_token"])
 
 
-def test_a_teacher_that_is_kept_sets_the_targets_and_never_moves(model: IJEPA) -> None:
+def test_a_teacher_sets_the_targets_and_is_held_still(model: IJEPA) -> None:
     images, masks = batch()
-    model.keep_teacher()
+    model.renew_teacher()
     before = model.encode_targets(images)
     with torch.no_grad():
         model.context_encoder.norm.bias.add_(torch.arange(16.0))

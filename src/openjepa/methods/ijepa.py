@@ -31,8 +31,7 @@ class IJEPA(Method):
 
     Attributes:
         pixel_share: Of the loss, that of the pixels of hidden patches; 0, the paper's, until `ask_for_pixels`.
-        teacher: An encoder that never moves and says what is to be predicted; None, the paper's, until `keep_teacher`:
-            the target encoder says it.
+        teacher: What sets the targets, held still; None, the paper's, until `renew_teacher`: the target encoder does.
     """
 
     def __init__(
@@ -48,11 +47,12 @@ class IJEPA(Method):
         self.pixel_share = 0.0
         self.teacher: VisionTransformer | None = None
 
-    def keep_teacher(self) -> None:
-        """Let the target encoder as it is now say what is to be predicted, for good; it goes on as the moving average.
+    def renew_teacher(self) -> None:
+        """Let a copy of the target encoder as it is now set the targets until the next call.
 
-        For a target encoder that knows something already, from a first stage. A frozen teacher cannot unlearn it
-        (SALT, arXiv 2509.24317).
+        The target encoder goes on as the moving average, and as what features are taken from. Targets that move at
+        every step slowly lose what is hard to predict; held still, they can't (docs/log.md). Held for a whole run
+        after a first stage, this is SALT (arXiv 2509.24317).
         """
         self.teacher = copy.deepcopy(self.target_encoder)
 

@@ -145,3 +145,6 @@ class Method(nn.Module):
         Args:
             momentum: Of a moving average, in [0, 1].
         """
+
+    def renew_teacher(self) -> None:
+        """Take the next targets where they are held still for a while (I-JEPA with ``ema.generations``)."""
