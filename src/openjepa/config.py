@@ -128,7 +128,8 @@ class EmaConfig(Section):
     """Momentum at its end (paper: 1.0; on short runs features decay when the target stops)."""
     generations: int = Field(0, ge=0)
     """0 (paper): the moving average sets the targets, so they move at every step; n: a copy of it does, taken at the
-    start and at n − 1 equal parts of the run, and held in between (1 after a first stage: SALT)."""
+    start and then n − 1 times at equal intervals, and held in between. The first copy should know something: of use
+    after a first stage (n = 1: SALT) or with `--init-from`."""
 
 
 class OptimConfig(Section):

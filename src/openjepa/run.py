@@ -104,7 +104,7 @@ class Run:
 
     @property
     def generation(self) -> int:
-        """Which of its teachers the run is at, from 0."""
+        """Which of its teachers the run is at, from 0; −1 where the moving average teaches."""
         num = self.config.ema.generations
         return min(int(self.progress() * num), num - 1)
 
