@@ -20,6 +20,15 @@ from openjepa.transfer import adapt_channels, start_from
 SHAPE = Architecture((32, 32), (8, 8), 3, 16, 2, 2, 2.0, 8, 1, 2)
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of eight small JPEGs."""
+    (folder := tmp_path / "photos").mkdir()
+    for number in range(8):
+        (folder / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
+    return folder
+
+
 def test_channels_alike_give_the_same_tokens() -> None:
     weight = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     grey = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -44,11 +53,8 @@ def test_a_masked_autoencoder_can_be_a_first_stage() -> None:
     assert torch.equal(second.predictor.predictor_proj.weight, fresh)
 
 
-def test_a_first_stage_is_the_teacher_of_all_steps(tmp_path: Path) -> None:
+def test_a_first_stage_is_the_teacher_of_all_steps(photos: Path, tmp_path: Path) -> None:
     """It is saved with the run and is still what the first stage left; the moving average is not."""
-    (photos := tmp_path / "photos").mkdir()
-    for number in range(8):
-        (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
     settings = [
         "data.batch_size=4", "log.tensorboard=false", "model.name=vit_pico", "ema.start=0.5", "ema.end=0.5",
         "first_stage.method=mae", "ema.generations=1",
@@ -70,10 +76,7 @@ def test_another_shape_is_told() -> None:
         start_from(second, first, name="run")
 
 
-def test_a_run_starts_from_another_with_grey_images_of_another_size(tmp_path: Path) -> None:
-    (photos := tmp_path / "photos").mkdir()
-    for number in range(8):
-        (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
+def test_a_run_starts_from_another_with_grey_images_of_another_size(photos: Path, tmp_path: Path) -> None:
     settings = ["data.batch_size=4", "log.tensorboard=false"]
     first = openjepa.pretrain(
         data=photos, out=tmp_path / "first", preset="small", steps=2, set=[*settings, "model.name=vit_pico"]
@@ -94,11 +97,8 @@ def test_a_run_starts_from_another_with_grey_images_of_another_size(tmp_path: Pa
     openjepa.pretrain(data=photos, out=second, resume=True, steps=3, override=True)  # keeps what it learned
 
 
-def test_a_run_of_two_stages(tmp_path: Path) -> None:
+def test_a_run_of_two_stages(photos: Path, tmp_path: Path) -> None:
     """Six steps: four of MaskFeat in a folder of their own, then two of I-JEPA that begin with its encoder."""
-    (photos := tmp_path / "photos").mkdir()
-    for number in range(8):
-        (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
     settings = [
         "data.batch_size=4", "log.tensorboard=false", "log.every_steps=1", "model.name=vit_pico", "ema.start=1",
         "ema.end=1", "masks.name=multiblock", "first_stage.method=maskfeat", "first_stage.share=0.67",
@@ -124,10 +124,7 @@ def test_a_run_of_two_stages(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_its_first_stage_goes_on_there(tmp_path: Path) -> None:
-    (photos := tmp_path / "photos").mkdir()
-    for number in range(8):
-        (photos / f"{number}.jpg").write_bytes(jpeg(32, 40 + number))
+def test_a_run_killed_in_its_first_stage_goes_on_there(photos: Path, tmp_path: Path) -> None:
     settings = [
         "data.image_size=32", "data.batch_size=4", "model.name=vit_pico", "log.every_steps=1", "runtime.threads=1",
         "checkpoint.every_steps=2", "log.tensorboard=false", "first_stage.method=maskfeat", "first_stage.share=0.75",

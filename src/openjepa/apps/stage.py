@@ -195,9 +195,8 @@ def _summary(run: Run, source: Source) -> list[str]:
     ]
     if isinstance(run.method, IJEPA):
         horizon = [f"{1 / (1 - m):,.0f}" if m < 1 else "∞" for m in (config.ema.start, config.ema.end)]
-        teacher = f"; held still as the teacher, {config.ema.generations} times" * bool(
-            config.ema.generations
-        )
+        copies = config.ema.generations
+        teacher = f"; copies of it that set the targets: {copies}" if copies else ""
         lines.insert(3, f"target   moving average over {horizon[0]} → {horizon[1]} steps (EMA momentum "
                         f"{config.ema.start:g} → {config.ema.end:g}) against {against}{teacher}")  # fmt: skip
     return lines

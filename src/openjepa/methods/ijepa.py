@@ -50,11 +50,13 @@ class IJEPA(Method):
     def renew_teacher(self) -> None:
         """Let a copy of the target encoder as it is now set the targets until the next call.
 
-        The target encoder goes on as the moving average, and as what features are taken from. Targets that move at
-        every step slowly lose what is hard to predict; held still, they can't (docs/log.md). Held for a whole run
-        after a first stage, this is SALT (arXiv 2509.24317).
+        The target encoder goes on as the moving average, and as what features are taken from. Held for a whole run
+        after a first stage, this is SALT (arXiv 2509.24317); what it gives is in docs/log.md.
         """
-        self.teacher = copy.deepcopy(self.target_encoder)
+        if self.teacher is None:
+            self.teacher = copy.deepcopy(self.target_encoder)
+        else:  # in place, for what holds on to its modules: a compiled graph, DDP
+            self.teacher.load_state_dict(self.target_encoder.state_dict())
 
     def ask_for_pixels(self, share: float, *, seed: int = 0) -> None:
         """Let the loss ask for the pixels of hidden patches, too, read from the predictor by a second last layer.
