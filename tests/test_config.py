@@ -56,6 +56,24 @@ def test_the_automatic_preset_knows_the_machine_and_the_channels() -> None:
     assert load_config(choose_preset(150, 140)[0]).data.image_size == (144, 144)
 
 
+def test_the_automatic_preset_needs_no_first_stage_where_weights_are_given() -> None:
+    assert choose_preset(32, 50_000)[0]["preset"] == "salt"
+    adapted, reason = choose_preset(32, 50_000, from_weights=True)
+    assert adapted["preset"] == "small"
+    assert "its own teacher" in reason
+
+
+def test_a_random_network_is_no_teacher_to_the_end() -> None:
+    with pytest.raises(
+        UserError, match=r"first_stage\.method=mae, give --init-from, or set ema\.generations=0"
+    ):
+        load_config(preset("small"), overrides=["ema.generations=1"])
+    with pytest.raises(UserError, match="random network"):
+        load_config(preset("salt"), overrides=["first_stage.method=none"])
+    for changes in ({"init_from": "earlier"}, {"method": "mae"}, {"ema.generations": 2}):
+        load_config(preset("small"), overrides=["ema.generations=1"], changes=changes)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_method_has_settings_with_every_preset(name: str, method: str) -> None:
@@ -128,7 +146,7 @@ def test_a_misspelt_key_is_refused(key: str) -> None:
 
 def test_differences_are_named() -> None:
     old, new = load_config(preset("small")), load_config(preset("small"), overrides=["optim.lr=1e-3"])
-    assert differences(old, new) == {"optim.lr": (3e-3, 1e-3)}
+    assert differences(old, new) == {"optim.lr": (1.5e-3, 1e-3)}
 
 
 @pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.4), ("vit_small", 21.6), ("vit_base", 85.6)])

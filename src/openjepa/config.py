@@ -265,7 +265,7 @@ class Config(Section):
         return self.budget if first.method == "none" else self.budget.part(1 - first.share)
 
     @model_validator(mode="after")
-    def _cross_checks(self) -> "Config":
+    def _sizes_fit(self) -> "Config":
         for axis, image, patch in zip(
             ("height", "width"), self.data.image_size, self.model.patch_size, strict=True
         ):
@@ -281,10 +281,32 @@ class Config(Section):
                 f"data.batch_size: {self.data.batch_size} is not a multiple of runtime.devices × optim.accumulate = "
                 f"{self.runtime.devices} × {self.optim.accumulate}"
             )
+        for name, (low, high) in (
+            ("crop_scale", self.data.crop_scale),
+            ("crop_aspect", self.data.crop_aspect),
+        ):
+            if not 0 < low <= high:
+                raise ValueError(
+                    f"data.{name}: ({low}, {high}) is not a range of positive numbers, low first"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_fit(self) -> "Config":
         if self.objective.pixel_share and self.method != "ijepa":
             raise ValueError(
                 f"objective.pixel_share: {self.objective.pixel_share} is for method ijepa; {self.method} predicts no "
                 "features that pixels could stand beside: set objective.pixel_share=0"
+            )
+        if (
+            self.method == "ijepa"
+            and self.ema.generations == 1
+            and self.first_stage.method == "none"
+            and self.init_from is None
+        ):
+            raise ValueError(
+                "ema.generations: 1 holds the encoder that the run begins with as its teacher, which here would be a "
+                "random network: set first_stage.method=mae, give --init-from, or set ema.generations=0"
             )
         parts = self.optim.accumulate * self.runtime.devices
         for key, value, instead in (
@@ -297,13 +319,5 @@ class Config(Section):
                     f"objective.{key}: {value} compares images of a part of a batch, and data.batch_size="
                     f"{self.data.batch_size} in {parts} parts leaves one in each: set data.batch_size={2 * parts} or "
                     f"more, or objective.{key}={instead}"
-                )
-        for name, (low, high) in (
-            ("crop_scale", self.data.crop_scale),
-            ("crop_aspect", self.data.crop_aspect),
-        ):
-            if not 0 < low <= high:
-                raise ValueError(
-                    f"data.{name}: ({low}, {high}) is not a range of positive numbers, low first"
                 )
         return self

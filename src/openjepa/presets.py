@@ -28,8 +28,16 @@ def small() -> Settings:
         "masks": {"name": "random", "target_fraction": 0.86},
         "objective": {"loss": "mse", "target_norm": "double_centred"},
         "ema": {"start": 0.99, "end": 0.999},
-        "optim": {"name": "muon", "lr": 3e-3, "betas": (0.9, 0.95)},
+        "optim": {"name": "muon", "lr": 1.5e-3, "betas": (0.9, 0.95)},
     }
+
+
+def salt() -> Settings:
+    """As `small`, but a masked autoencoder of the run's first quarter, held still, says what is to be predicted.
+
+    The student begins as a copy of it. A static teacher for latent prediction: SALT (arXiv 2509.24317).
+    """
+    return _derive(small(), {"first_stage": {"method": "mae", "share": 0.25}, "ema": {"generations": 1}})
 
 
 def multiblock() -> Settings:
@@ -42,7 +50,7 @@ def medium() -> Settings:
     """Images of about 80 to 160 px: ViT 192 wide, 6 deep, 12 × 12 patches of 8 px."""
     return _derive(
         small(),
-        {"data": {"image_size": 96}, "model": {"name": "vit_micro", "patch_size": 8}, "optim": {"lr": 2e-3}},
+        {"data": {"image_size": 96}, "model": {"name": "vit_micro", "patch_size": 8}, "optim": {"lr": 1e-3}},
     )
 
 
@@ -89,7 +97,7 @@ def reference() -> Settings:
 
 
 PRESETS: dict[str, Callable[[], Settings]] = {
-    preset.__name__: preset for preset in (small, multiblock, medium, standard, reference)
+    preset.__name__: preset for preset in (small, salt, multiblock, medium, standard, reference)
 }
 
 
@@ -123,13 +131,14 @@ def with_method(settings: Mapping[str, Any], method: str) -> Settings:
             "pixel_share": 0.0,
         },
         "optim": {"betas": (0.9, 0.95), "lr": settings["optim"]["lr"] * 2 / 3},  # docs/log.md
+        "ema": {"generations": 0},
     }
     masks = {"name": "random", "target_fraction": 0.75}
     return {**_derive(settings, changes), "masks": masks, "first_stage": {}}
 
 
 def choose_preset(
-    side: int, num_images: int, *, channels: int = 3, accelerated: bool = False
+    side: int, num_images: int, *, channels: int = 3, accelerated: bool = False, from_weights: bool = False
 ) -> tuple[Settings, str]:
     """Settings for data and a machine, and the reasons in words.
 
@@ -138,12 +147,18 @@ def choose_preset(
         num_images: How many there are.
         channels: Of the images.
         accelerated: Whether there is a GPU.
+        from_weights: Whether the run starts from an encoder that knows something (`--init-from`).
     """
     reasons = [f"{num_images:,} images, shorter side about {side} px"]
     if side < 80:
         patch = 4 if side < 56 else 8
         # 7 × 7 patches are the fewest that the masks suit.
-        name, size = "small", max(28, patch * (side // patch))
+        name, size = "small" if from_weights else "salt", max(28, patch * (side // patch))
+        reasons.append(
+            "the encoder to start from is its own teacher"
+            if from_weights
+            else "a masked autoencoder of the first quarter teaches the rest"
+        )
     elif side < 160:
         name, size, patch = "medium", 8 * (side // 8), 8
     elif not accelerated:

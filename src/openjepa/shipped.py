@@ -188,8 +188,9 @@ def _stages(run: Path) -> str:
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
             row, batch_size = _last_row(folder), config["data"]["batch_size"]
             minutes = row["seconds"] / 60
+            taught = ", with the encoder before as its teacher, frozen" * (config["ema"]["generations"] == 1)
             lines.append(
-                f"- {config['method']}: {row['step']:,} steps of {batch_size} images, {minutes:.1f} minutes"
+                f"- {config['method']}{taught}: {row['step']:,} steps of {batch_size} images, {minutes:.1f} minutes"
             )
     return "\n".join(lines)
 

@@ -42,7 +42,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(photos: Path, out: Path, *more: str) -> list[str]:
-    command = [sys.executable, "-m", "openjepa", "pretrain", str(photos), "--out", str(out), *more]
+    # One stage: the automatic preset has two (tests/test_transfer.py).
+    command = [
+        sys.executable,
+        "-m",
+        "openjepa",
+        "pretrain",
+        str(photos),
+        "--out",
+        str(out),
+        "--preset",
+        "small",
+        *more,
+    ]
     return command + [part for setting in SETTINGS for part in ("--set", setting)]
 
 
@@ -135,7 +147,7 @@ def test_a_run_by_the_clock_ends_at_the_final_learning_rate(photos: Path, tmp_pa
     openjepa.pretrain(data=photos, out=tmp_path, preset="small", max_minutes=0.03, set=SETTINGS)
     last = rows(tmp_path)[-1]
     assert last["progress"] == 1.0
-    assert last["lr"] < 0.1 * 3e-3  # as near the end as the last step, on a machine of uneven speed
+    assert last["lr"] < 0.1 * 1.5e-3  # as near the end as the last step, on a machine of uneven speed
 
 
 def test_accumulation_gives_the_same_step(photos: Path, tmp_path: Path) -> None:
@@ -289,7 +301,7 @@ def test_a_collapsed_run_fails_when_asked_to(photos: Path, tmp_path: Path) -> No
     source = next(photos.rglob("*.jpg")).read_bytes()
     for number in range(40):
         (same / f"{number}.jpg").write_bytes(source)
-    done = run([*options(same, tmp_path / "run", "--preset", "small", "--steps", "12"), "--stop-on-collapse"])
+    done = run([*options(same, tmp_path / "run", "--steps", "12"), "--stop-on-collapse"])
     assert done.returncode == 6, done.stderr
     assert "stopped at step 6: collapsed: features are constant" in done.stderr
     assert rows(tmp_path / "run")[-1]["step"] == 6
@@ -314,7 +326,7 @@ def test_a_teacher_is_renewed_at_equal_parts_of_a_run(
 
 
 def test_a_run_that_goes_on_within_a_generation_has_its_teacher(photos: Path, tmp_path: Path) -> None:
-    settings = ("--preset", "small", "--steps", "8", "--set", "ema.generations=2")
+    settings = ("--steps", "8", "--set", "ema.generations=2")
     assert run(options(photos, tmp_path / "whole", *settings)).returncode == 0
     killed = options(photos, tmp_path / "killed", *settings)
     assert run(killed, OPENJEPA_FAILPOINT="step-7").returncode == -signal.SIGKILL

@@ -201,7 +201,11 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
         found = look(source, channels=request.options.get("data.channels"))
         accelerated = resolve_device("auto") != "cpu"
         base, reason = choose_preset(
-            found.side, len(source), channels=found.channels, accelerated=accelerated
+            found.side,
+            len(source),
+            channels=found.channels,
+            accelerated=accelerated,
+            from_weights="init_from" in request.options,
         )
         _log.info("preset auto: %s", reason)
     else:

@@ -122,9 +122,9 @@ def _first_stage(config: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     method = config["first_stage"]["method"]
     if method == "none" or not (folder / "first-stage").is_dir():
         return []
-    return [
-        ("First stage", f"{method}: see first-stage/report.html; the curves here are of what came after it")
-    ]
+    teaches = ", whose encoder sets the targets here" if config["ema"]["generations"] == 1 else ""
+    page = f"{method}{teaches}: see first-stage/report.html; the curves here are of what came after it"
+    return [("First stage", page)]
 
 
 def _verdict(rows: list[Mapping[str, Any]], num_features: int) -> tuple[str, bool]:
