@@ -97,7 +97,7 @@ def evaluate(
     num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
 ) -> None:
-    """Evaluate frozen features: k-NN, BatchNorm + linear, logistic regression, counting, depth."""
+    """Evaluate frozen features: k-NN, linear heads, logistic regression, counting, depth."""
     from openjepa.apps.evaluate import evaluate as run
 
     run(

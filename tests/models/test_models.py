@@ -54,6 +54,16 @@ def test_any_channels_rectangles_and_resolutions(channels: int) -> None:
     assert model(torch.randn(2, channels, 32, 36)).shape == (2, 48, 16)  # 8 × 6 patches
 
 
+def test_layers_are_what_blocks_give_through_the_last_norm() -> None:
+    model, images = encoder(), torch.randn(2, 3, 16, 24)
+    both = model.layers(images, 2)
+    assert both.shape == (2, 2, 16, 16)
+    torch.testing.assert_close(both[:, 0], model.norm(model.blocks[0](model.embed(images))))
+    torch.testing.assert_close(both[:, 1], model(images))
+    assert torch.equal(model.layers(images, 1), both[:, 1:])
+    assert torch.equal(model.layers(images, 9), both)
+
+
 def test_an_index_picks_patches_before_they_see_each_other() -> None:
     model, images = encoder(), torch.randn(2, 3, 16, 24)
     index = torch.tensor([[3, 7, 1], [0, 2, 15]])

@@ -146,10 +146,13 @@ def embed(  # type: ignore[misc]  # what the options are stands only here
     return run.collect() if out is None else run.write(Path(out))
 
 
-def frozen_encoder(encoder: VisionTransformer, *, device: str, precision: str) -> Encoder:
+def frozen_encoder(
+    encoder: VisionTransformer, *, device: str, precision: str, num_layers: int | None = None
+) -> Encoder:
     """An encoder as `embed` runs it: (B, c, H, W) -> (B, N, D), without gradients, whose attention is then fused.
 
-    Where device or precision is another, it is a copy; the encoder itself is never changed.
+    With ``num_layers`` it gives the features of its last blocks, (B, L, N, D). Where device or precision is another, it
+    is a copy; the encoder itself is never changed.
     """
     weight, dtype = encoder.patch_embed.proj.weight, _DTYPES[precision]
     if (weight.device.type, weight.dtype) != (device, dtype):
@@ -158,7 +161,8 @@ def frozen_encoder(encoder: VisionTransformer, *, device: str, precision: str) -
 
     @torch.inference_mode()
     def encode(images: Tensor) -> Tensor:
-        return encoder(images.to(place, dtype))
+        images = images.to(place, dtype)
+        return encoder(images) if num_layers is None else encoder.layers(images, num_layers)
 
     return encode
 

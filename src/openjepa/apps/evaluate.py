@@ -24,6 +24,9 @@ from openjepa.hub import load
 from openjepa.methods.ijepa import build_ijepa
 from openjepa.runtime import available_cores, bfloat16_pays
 
+NUM_LAYERS = 4
+"""Last layers that linear probes may use: as many as in the paper (appendix A.2)."""
+
 
 def evaluate(
     checkpoint: str | Path,
@@ -47,8 +50,9 @@ def evaluate(
         train: Labelled images to fit the classifiers on.
         test: Labelled images with the same classes.
         target: Column of a manifest that holds the label.
-        protocols: Any of `knn`, `linear` (BatchNorm + linear), `logistic`, and on data that has such labels
-            `count` (label `count`) and `depth` (label `distance`), linear probes as the paper's on Clevr.
+        protocols: Any of `knn`, `linear` (the best of four heads, as the paper's: on the last layer or the last four,
+            with BatchNorm or without), `logistic`, and on data that has such labels `count` (label `count`) and
+            `depth` (label `distance`), linear probes as the paper's on Clevr.
         encoder: `target`, as the paper, or `context`.
         baselines: Also the same encoder at random initialisation, and raw pixels.
         num_heads: Attention heads, where the file does not say.
@@ -83,7 +87,7 @@ def evaluate(
     network = model.target_encoder if encoder == "target" else model.context_encoder
     random_init = build_ijepa(model.architecture).target_encoder if baselines else None
     result = run.evaluate(
-        frozen_encoder(network, device="cpu", precision=precision),
+        frozen_encoder(network, device="cpu", precision=precision, num_layers=NUM_LAYERS),
         train=images(train, "train"),
         test=images(test, "test"),
         mean=preprocess.mean,
@@ -97,7 +101,8 @@ def evaluate(
             for protocol, column in run.OWN_LABELS.items()
             if protocol in protocols
         },
-        random_init=random_init and frozen_encoder(random_init, device="cpu", precision=precision),
+        random_init=random_init
+        and frozen_encoder(random_init, device="cpu", precision=precision, num_layers=NUM_LAYERS),
         checkpoint=str(checkpoint),
         encoder=encoder,
         num_workers=num_workers,

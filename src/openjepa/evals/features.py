@@ -6,11 +6,12 @@ An evaluator sees a callable, never a trainer or a model class:
     encoders = {"target": pooled(model.target_encoder)}
     features = extract(encoders, batches=batches, mean=mean, std=std)["target"]     # (N, D)
 
-Shapes: B images of a batch, N images of a data set, P patches, D width, C channels.
+Shapes: B images of a batch, N images of a data set, L layers, P patches, D width, C channels.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,11 @@ from openjepa.data.preprocess import normalise
 from openjepa.errors import CheckpointError
 
 Encoder = Callable[[Tensor], Tensor]
-"""Normalised images (B, C, H, W) float32 -> patch representations (B, P, D), in evaluation mode."""
+"""Normalised images (B, C, H, W) float32 -> patch representations (B, P, D), in evaluation mode; or (B, L, P, D), those
+of the last layers, the last one last."""
 
 Featuriser = Callable[[Tensor], Tensor]
-"""Normalised images (B, C, H, W) float32 -> one vector an image (B, D)."""
+"""Normalised images (B, C, H, W) float32 -> one vector an image (B, D), or one a layer (B, L, D)."""
 
 RAW_SIDE = 32
 """Raw-pixel features of larger images are first averaged down to this many rows and columns: linear models on
@@ -42,7 +44,7 @@ class Result:
 
     top1: float
     predictions: Tensor
-    settings: Mapping[str, float | int | str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -51,8 +53,8 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 
 
 def pooled(encode: Encoder) -> Featuriser:
-    """The mean over patches of the encoder's output, (B, P, D) -> (B, D)."""
-    return lambda images: encode(images).float().mean(dim=1)
+    """The mean over patches of the encoder's output, (B, P, D) -> (B, D), layer by layer where there are several."""
+    return lambda images: encode(images).float().mean(dim=-2)
 
 
 def raw_pixels(images: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ def extract(
         device: Where the featurisers run.
 
     Returns:
-        For each name the features (N, D) float32 on the CPU, in the order of the batches.
+        For each name the features (N, D) or (N, L, D) float32 on the CPU, in the order of the batches.
 
     Raises:
         CheckpointError: Features are NaN or infinite.
@@ -96,12 +98,12 @@ def extract(
 
 
 def require_finite(features: Tensor, name: str, *, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Refuse features (B, D) that are NaN or infinite, of the encoder of this name.
+    """Refuse features (B, …) that are NaN or infinite, of the encoder of this name.
 
     Raises:
         CheckpointError: Some are.
     """
-    if not (finite := features.isfinite().all(dim=1)).all():
+    if not (finite := features.isfinite().flatten(1).all(dim=1)).all():
         raise CheckpointError(
             f"{name}: the features of {int((~finite).sum())} of {len(finite)} images of a batch are NaN or "
             "infinite; they must be finite. Use an earlier checkpoint, or check this one's weights, "

@@ -1,70 +1,30 @@
-"""Linear classification of frozen features: BatchNorm + linear trained by SGD, and logistic regression.
+"""Linear probes of frozen features, as in the paper: the best of four heads, trained by SGD side by side.
 
-Both choose their one setting on a tenth of the *training* images. Test features are touched once, at the
-end, by the head that was chosen; test labels only count what it got right.
+Which of the four, and its learning rate, is chosen on a tenth of the *training* images; test images only tell how good
+the chosen ones are.
 
-Shapes: N training images, T test images, D width, K classes, H heads.
+Shapes: N training images, T test images, L layers, D width, K classes, H learning rates.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openjepa.errors import DataError
 from openjepa.evals.features import Result, accuracy
-from openjepa.rng import uniform
+from openjepa.evals.splits import validation_split
 
-Solver = Literal["sklearn", "torch"]
+LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Of each head. On CIFAR-10 raw pixels want the smallest and a trained ViT's features 3 to 10."""
 
-LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Of the parallel heads. On CIFAR-10, raw pixels want the smallest and a random ViT's features 1."""
-
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Values of C, the weight of the summed losses against the L2 penalty, as scikit-learn defines it. A wide
-range: features whose directions differ a lot in variance, as those of a random ViT, want a very weak penalty."""
-
-_SCIKIT_MAX_ELEMENTS = 200_000  # N * D up to which scikit-learn's solver is quick
 _MOMENTUM = 0.9
-_MAX_ITERATIONS = 1000  # of L-BFGS; a few dozen are used
 _CHUNK = 4096  # rows of a full pass at a time, to bound the memory of the logits
 
 
-def validation_split(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits the training images: rows to fit on (about 90 %) and rows to choose settings on.
-
-    Within each class the images are ranked at random, and the 2nd, 12th, 22nd … are held out. So the split
-    is stratified, no class loses its only image, and every class with two has one to validate on.
-
-    Args:
-        labels: (N,) int64.
-        seed: The split is a pure function of the labels and the seed.
-
-    Returns:
-        Row numbers of the two parts, int64, together a permutation of range(N).
-
-    Raises:
-        DataError: No class has two images.
-    """
-    classes = labels.cpu().numpy()
-    order = np.lexsort((uniform(seed, "validation", np.arange(len(classes)), num=1)[:, 0], classes))
-    rank = np.arange(len(classes)) - np.searchsorted(classes[order], classes[order])
-    held_out = rank % 10 == 1
-    if not held_out.any():
-        raise DataError(
-            f"the training data have {len(classes)} images of {len(np.unique(classes))} classes, one of each; "
-            "a linear probe needs two of some class, one to fit and one to validate on: add images"
-        )
-    fit, validation = torch.from_numpy(order[~held_out]), torch.from_numpy(order[held_out])
-    return fit.to(labels.device), validation.to(labels.device)
-
-
 @torch.no_grad()
-def batchnorm_linear(
+def linear(
     train_x: Tensor,
     train_y: Tensor,
     test_x: Tensor,
@@ -77,18 +37,18 @@ def batchnorm_linear(
     weight_decay: float = 5e-4,
     seed: int = 0,
 ) -> Result:
-    """BatchNorm without parameters, then a linear layer: one head for each learning rate, side by side.
+    """The best of four linear heads: on the last layer or on all given layers, each with BatchNorm or without.
 
-    After VISSL's linear transfer (I-JEPA, appendix A.2): SGD with Nesterov momentum 0.9, weight decay 5e-4,
-    28 epochs. Ours decays by a cosine instead of three steps. The head with the best accuracy on the
-    held-out tenth of the training images is the one that is tested.
+    After the paper's linear transfer (I-JEPA, appendix A.2; VISSL): SGD with Nesterov momentum 0.9, weight decay 5e-4,
+    28 epochs. Ours decays by a cosine instead of three steps. The head and the learning rate with the best accuracy on
+    the held-out tenth of the training images are those that are tested.
 
     Args:
-        train_x: Training features (N, D).
+        train_x: Training features (N, D), or of the last layers (N, L, D), the last one last.
         train_y: Training labels (N,) int64, from 0.
-        test_x: Test features (T, D).
-        test_y: Test labels (T,); used for the accuracy alone.
-        learning_rates: One head each.
+        test_x: Test features, alike.
+        test_y: Test labels (T,); used for accuracies alone.
+        learning_rates: Tried for each head.
         epochs: Passes over the images that are fitted.
         min_steps: On small data as many more passes as make up this many steps.
         batch_size: Images a step.
@@ -96,7 +56,8 @@ def batchnorm_linear(
         seed: For the validation split and the order of images.
 
     Returns:
-        Accuracy, predictions (T,) and settings, among them the learning rate that was chosen.
+        Accuracy, predictions (T,) and settings: which head was chosen, its learning rate, and under ``heads`` what each
+        head reached on the validation and on the test images at its own best learning rate.
 
     Raises:
         DataError: No class has two images.
@@ -104,29 +65,45 @@ def batchnorm_linear(
     fit, validation = validation_split(train_y, seed=seed)
     batch_size = min(batch_size, len(fit))
     epochs = max(epochs, math.ceil(min_steps / (len(fit) // batch_size)))
-    logits = _train_heads(
-        train_x,
-        train_y,
-        rows=fit,
-        learning_rates=learning_rates,
-        epochs=epochs,
-        batch_size=batch_size,
-        weight_decay=weight_decay,
-        seed=seed,
-    )
-    hits = [logits(train_x[rows]).argmax(2) == train_y[rows, None] for rows in validation.split(_CHUNK)]
-    validation_top1 = torch.cat(hits).double().mean(dim=0)  # (H,)
-    best = int(validation_top1.argmax())
-    predictions = torch.cat([logits(rows)[:, best].argmax(dim=1) for rows in test_x.split(_CHUNK)])
+    heads: dict[str, dict[str, float]] = {}
+    answers: dict[str, Tensor] = {}
+    for inputs, view in _views(train_x).items():
+        x, tested = view(train_x), view(test_x)
+        for norm in ("BatchNorm", "no norm"):
+            logits = _train_heads(
+                x, train_y, rows=fit, batchnorm=norm == "BatchNorm", learning_rates=learning_rates, epochs=epochs,
+                batch_size=batch_size, weight_decay=weight_decay, seed=seed,
+            )  # fmt: skip
+            hits = [logits(x[rows]).argmax(2) == train_y[rows, None] for rows in validation.split(_CHUNK)]
+            scores = torch.cat(hits).double().mean(dim=0)  # (H,)
+            best = int(scores.argmax())
+            answer = torch.cat([logits(rows)[:, best].argmax(dim=1) for rows in tested.split(_CHUNK)])
+            name = f"{inputs}, {norm}"
+            heads[name] = {"lr": learning_rates[best], "validation_top1": scores[best].item()}
+            heads[name]["top1"] = accuracy(answer, test_y)
+            answers[name] = answer
+    chosen = max(heads, key=lambda name: heads[name]["validation_top1"])  # of equals the first
     settings = {
-        "lr": learning_rates[best],
+        "head": chosen,
+        "lr": heads[chosen]["lr"],
         "epochs": epochs,
         "batch_size": batch_size,
         "weight_decay": weight_decay,
-        "validation_top1": validation_top1[best].item(),
+        "validation_top1": heads[chosen]["validation_top1"],
         "seed": seed,
+        "heads": heads,
     }
-    return Result(accuracy(predictions, test_y), predictions, settings)
+    return Result(heads[chosen]["top1"], answers[chosen], settings)
+
+
+def _views(features: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What heads are given of features (N, D) or (N, L, D), by name; each (N, width)."""
+    if features.ndim == 2:
+        return {"features": lambda x: x}
+    views: dict[str, Callable[[Tensor], Tensor]] = {"last layer": lambda x: x[:, -1]}
+    if features.shape[1] > 1:
+        views[f"last {features.shape[1]} layers"] = lambda x: x.flatten(1)
+    return views
 
 
 def _train_heads(
@@ -134,21 +111,24 @@ def _train_heads(
     y: Tensor,
     *,
     rows: Tensor,
+    batchnorm: bool,
     learning_rates: Sequence[float],
     epochs: int,
     batch_size: int,
     weight_decay: float,
     seed: int,
 ) -> Callable[[Tensor], Tensor]:
-    """Trains H heads on these rows of the features (N, D); returns (b, D) -> logits (b, H, K).
+    """Trains a head for each learning rate on these rows of features (N, D); returns (b, D) -> logits (b, H, K).
 
-    The heads share the BatchNorm, which depends on the features alone, and the matrix products. Gradients
-    are written out, which is short, and several times faster than autograd with an optimiser for each head.
+    They share the normalisation, which depends on the features alone, and the matrix products. Gradients are written
+    out, which is short, and several times faster than autograd with an optimiser for each head.
     """
     num_heads, num_classes = len(learning_rates), int(y.max()) + 1
     # The features are frozen, so their statistics are averaged over all steps (momentum=None). A small eps:
     # encoders differ in scale, and the probe should not see it.
     norm = nn.BatchNorm1d(x.shape[1], eps=1e-8, momentum=None, affine=False).to(x.device)
+    # Without BatchNorm one number for all of them does the same.
+    scale = x[rows].square().mean().sqrt().clamp_min(1e-30)
     # Rows are the classes of one head after another; the last column is the bias. Zeros, for the problem is
     # convex, and drawing numbers would change those of a run in progress.
     weight = x.new_zeros(num_heads * num_classes, x.shape[1] + 1)
@@ -156,7 +136,7 @@ def _train_heads(
     rates = x.new_tensor(learning_rates).repeat_interleave(num_classes)[:, None]  # (H·K, 1)
 
     def inputs(features: Tensor) -> Tensor:
-        return F.pad(norm(features), (0, 1), value=1.0)  # (b, D + 1)
+        return F.pad(norm(features) if batchnorm else features / scale, (0, 1), value=1.0)  # (b, D + 1)
 
     steps_per_epoch = len(rows) // batch_size
     generator = torch.Generator().manual_seed(seed)
@@ -173,132 +153,3 @@ def _train_heads(
             weight -= decay * rates * (gradient + _MOMENTUM * velocity)  # Nesterov
     norm.eval()
     return lambda features: F.linear(inputs(features), weight).view(-1, num_heads, num_classes)
-
-
-def logistic(
-    train_x: Tensor,
-    train_y: Tensor,
-    test_x: Tensor,
-    test_y: Tensor,
-    *,
-    strengths: Sequence[float] = STRENGTHS,
-    solver: Solver | None = None,
-    seed: int = 0,
-) -> Result:
-    """Logistic regression with an L2 penalty on standardised features, solved to its optimum.
-
-    Minimises |W|² / 2 + C · Σ cross-entropy, the bias not penalised: scikit-learn's `LogisticRegression`. C
-    is chosen on the held-out tenth of the training images; then all of them are fitted with it.
-
-    Args:
-        train_x: Training features (N, D).
-        train_y: Training labels (N,) int64, every class from 0 to K - 1 present.
-        test_x: Test features (T, D).
-        test_y: Test labels (T,); used for the accuracy alone.
-        strengths: Values of C to choose from.
-        solver: `sklearn`, `torch`, or None: scikit-learn on small data. Both find the same optimum.
-        seed: For the validation split.
-
-    Returns:
-        Accuracy, predictions (T,) and settings, among them the C that was chosen.
-
-    Raises:
-        DataError: No class has two images.
-    """
-    fit, validation = validation_split(train_y, seed=seed)
-    if solver is None:
-        small = train_x.device.type == "cpu" and train_x.numel() <= _SCIKIT_MAX_ELEMENTS
-        solver = "sklearn" if small else "torch"
-    solve = {"sklearn": _solve_sklearn, "torch": _solve_lbfgs}[solver]
-
-    # Fitted rows first, so that both fits take slices of one copy. Mean, scale and axes are those of all
-    # training features: they see no labels. A constant feature is divided by a little, not by zero.
-    order = torch.cat([fit, validation])
-    x, y = train_x[order], train_y[order]
-    std, mean = torch.std_mean(x, dim=0, correction=0)
-    std = std.clamp_min(max(1e-6 * std.max().item(), 1e-30))
-    x.sub_(mean).div_(std)
-    variances, axes = _principal_axes(x)
-    x = x @ axes
-
-    scores: dict[float, float] = {}
-    best = min(strengths)
-    for strength in sorted(strengths):
-        weight, bias = solve(x[: len(fit)], y[: len(fit)], strength=strength, variances=variances)
-        scores[strength] = accuracy(F.linear(x[len(fit) :], weight, bias).argmax(dim=1), y[len(fit) :])
-        best = max(scores, key=scores.__getitem__)  # of equals the strongest penalty
-        if list(scores).index(best) < len(scores) - 2:
-            break  # the last two were no better, and weaker penalties take ever longer to solve
-
-    weight, bias = solve(x, y, strength=best, variances=variances)
-    predictions = F.linear((test_x - mean) / std @ axes, weight, bias).argmax(dim=1)
-    settings = {"C": best, "solver": solver, "validation_top1": scores[best], "seed": seed}
-    return Result(accuracy(predictions, test_y), predictions, settings)
-
-
-def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances (d,) and directions (D, d), d = min(N, D), of centred features (N, D).
-
-    Logistic regression may be solved on these axes: a rotation leaves |W| as it is, and directions in
-    which no image differs get no weight.
-    """
-    num_images, width = x.shape
-    if num_images >= width:
-        variances, axes = torch.linalg.eigh(x.T @ x / num_images)
-        return variances.clamp_min(0), axes
-    _, singular, directions = torch.linalg.svd(x, full_matrices=False)
-    return singular.square() / num_images, directions.T
-
-
-def _solve_sklearn(x: Tensor, y: Tensor, *, strength: float, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (K, D) and biases (K,) by scikit-learn, in float64; `variances` are not needed."""
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=strength, tol=1e-6, max_iter=10_000).fit(x.double().numpy(), y.numpy())
-    weight, bias = (torch.from_numpy(found).to(x) for found in (model.coef_, model.intercept_))
-    if len(model.classes_) > 2:
-        return weight, bias
-    # For two classes it finds one vector, the score of the second over the first.
-    return torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
-
-
-def _solve_lbfgs(x: Tensor, y: Tensor, *, strength: float, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (K, D) and biases (K,) by full-batch L-BFGS on principal axes, preconditioned.
-
-    At W = 0 the mean loss of N images with its penalty has the Hessian S / K + decay (but for what classes
-    share), with S the covariance of the features and decay = 1 / (C · N). On principal axes S is diagonal,
-    so W = V / sqrt(S / K + decay) makes it the identity, whatever C is: a few dozen passes, where
-    correlated features took over a thousand.
-    """
-    num_images, num_classes = len(y), int(y.max()) + 1
-    # For two classes scikit-learn penalises w = w1 - w0, and |w|² = 2 (|w0|² + |w1|²) at the optimum, w0 = -w1.
-    decay = (2 if num_classes == 2 else 1) / (strength * num_images)
-    scale = (variances / num_classes + decay).rsqrt()  # (D,)
-    v = x.new_zeros(num_classes, x.shape[1]).requires_grad_()
-    bias = x.new_zeros(num_classes).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [v, bias],
-        max_iter=_MAX_ITERATIONS,
-        max_eval=2 * _MAX_ITERATIONS,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-11,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-
-    def objective() -> float:
-        optimizer.zero_grad()
-        penalty = decay / 2 * (v * scale).square().sum()
-        penalty.backward()
-        total = penalty.item()
-        for features, labels in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-            # (K, D) weights: both products then run along rows of x, several times faster than (D, K).
-            # Losses in float64, or rounding would end the line search short of the optimum.
-            scores = F.linear(features, v * scale, bias).double()
-            loss = F.cross_entropy(scores, labels, reduction="sum") / num_images
-            loss.backward()
-            total += loss.item()
-        return total
-
-    optimizer.step(objective)
-    return (v * scale).detach(), bias.detach()

@@ -24,7 +24,8 @@ from openjepa.data.sources import Source
 from openjepa.errors import DataError, UserError
 from openjepa.evals.features import Encoder, Featuriser, Result, extract, pooled, raw_pixels
 from openjepa.evals.knn import knn
-from openjepa.evals.linear import batchnorm_linear, logistic
+from openjepa.evals.linear import linear
+from openjepa.evals.logistic import logistic
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Evaluator(Protocol):
     def __call__(
         self, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int
     ) -> Result:
-        """Features (N, D) and labels (N,) to fit on, features (T, D) and labels (T,) to test."""
+        """Features (N, L, D) of the last layers and labels (N,) to fit on; features and labels of T images to test."""
 
 
 class Task(NamedTuple):
@@ -47,22 +48,26 @@ class Task(NamedTuple):
 
 
 def _by_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int) -> Result:
-    return knn(train_x, train_y, test_x, test_y)
+    return knn(train_x[:, -1], train_y, test_x[:, -1], test_y)
+
+
+def _by_logistic(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int) -> Result:
+    return logistic(train_x[:, -1], train_y, test_x[:, -1], test_y, seed=seed)
 
 
 def _linear_with_knn(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int
 ) -> Result:
     """A linear probe, with the accuracy of a k-NN among its settings."""
-    linear = batchnorm_linear(train_x, train_y, test_x, test_y, seed=seed)
-    beside = {"knn_top1": knn(train_x, train_y, test_x, test_y).top1}
-    return Result(linear.top1, linear.predictions, {**beside, **linear.settings})
+    found = linear(train_x, train_y, test_x, test_y, seed=seed)
+    beside = {"knn_top1": _by_knn(train_x, train_y, test_x, test_y, seed=seed).top1}
+    return Result(found.top1, found.predictions, {**beside, **found.settings})
 
 
 PROTOCOLS: dict[str, Task] = {
     "knn": Task(_by_knn),
-    "linear": Task(batchnorm_linear),
-    "logistic": Task(logistic),
+    "linear": Task(linear),
+    "logistic": Task(_by_logistic),
     "count": Task(_linear_with_knn, "count"),
     "depth": Task(_linear_with_knn, "distance"),
 }
@@ -90,7 +95,8 @@ def evaluate(
     """Classifies test images by frozen features, in several ways.
 
     Args:
-        encode: The encoder in evaluation mode, normalised images (B, C, H, W) -> (B, P, D).
+        encode: The encoder in evaluation mode, normalised images (B, C, H, W) -> (B, P, D) or, of its last layers,
+            (B, L, P, D). Linear probes may use all of these layers, the others use the last.
         train: Labelled images that the classifiers are fitted on.
         test: Labelled images with the same classes.
         mean: Channel means in [0, 1], as the checkpoint holds them.
@@ -142,7 +148,7 @@ def evaluate(
 
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name in featurisers:
-        train_x, test_x = (split.pop(name).to(device) for split in features)
+        train_x, test_x = (_by_layer(split.pop(name)).to(device) for split in features)
         results[name] = {
             protocol: _score(name, protocol, (train_x, test_x), labels[PROTOCOLS[protocol].column], seed=seed)
             for protocol in protocols
@@ -175,6 +181,11 @@ def _score(
     seconds = time.perf_counter() - start
     _log.info("%s, %s: %.1f %% (%.0f s)", name, protocol, 100 * result.top1, seconds)
     return {"top1": result.top1, "majority_class": labels.majority, **result.settings}
+
+
+def _by_layer(features: Tensor) -> Tensor:
+    """(N, D) -> (N, 1, D): the features of one layer; those of several (N, L, D) as they are."""
+    return features if features.ndim == 3 else features[:, None]
 
 
 def format_table(result: Mapping[str, Any]) -> Table:

@@ -7,6 +7,7 @@ Shapes: B batch, c channels, N patches of the grid, n patches given, D width.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -138,6 +139,23 @@ class VisionTransformer(nn.Module):
         grid = (images.shape[2] // height, images.shape[3] // width)
         positions = interpolate_pos_embed(self.pos_embed, self.grid, grid)
         return tokens + (positions if index is None else gather_tokens(positions, index))
+
+    def layers(self, images: Tensor, num: int) -> Tensor:
+        """Features after each of the last blocks, each through the final LayerNorm, the last one last.
+
+        Args:
+            images: (B, c, H, W), as `forward`'s.
+            num: How many blocks; all where there are fewer.
+
+        Returns:
+            (B, L, N, D) with L = min(num, depth); the last of L is what `forward` gives.
+        """
+        tokens, found = self.embed(images), []
+        for place, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if place >= len(self.blocks) - num:
+                found.append(self.norm(tokens))
+        return torch.stack(found, dim=1)
 
     def encode(self, tokens: Tensor) -> Tensor:
         """The blocks and the final LayerNorm: (B, n, D) -> (B, n, D)."""

@@ -1,0 +1,37 @@
+"""Which training images a protocol fits on, and which it chooses its settings on."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openjepa.errors import DataError
+from openjepa.rng import uniform
+
+
+def validation_split(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits the training images: rows to fit on (about 90 %) and rows to choose settings on.
+
+    Within each class the images are ranked at random, and the 2nd, 12th, 22nd … are held out. So the split
+    is stratified, no class loses its only image, and every class with two has one to validate on.
+
+    Args:
+        labels: (N,) int64.
+        seed: The split is a pure function of the labels and the seed.
+
+    Returns:
+        Row numbers of the two parts, int64, together a permutation of range(N).
+
+    Raises:
+        DataError: No class has two images.
+    """
+    classes = labels.cpu().numpy()
+    order = np.lexsort((uniform(seed, "validation", np.arange(len(classes)), num=1)[:, 0], classes))
+    rank = np.arange(len(classes)) - np.searchsorted(classes[order], classes[order])
+    held_out = rank % 10 == 1
+    if not held_out.any():
+        raise DataError(
+            f"the training data have {len(classes)} images of {len(np.unique(classes))} classes, one of each; "
+            "a linear probe needs two of some class, one to fit and one to validate on: add images"
+        )
+    fit, validation = torch.from_numpy(order[~held_out]), torch.from_numpy(order[held_out])
+    return fit.to(labels.device), validation.to(labels.device)
