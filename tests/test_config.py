@@ -84,7 +84,8 @@ def test_every_method_has_settings_with_every_preset(name: str, method: str) -> 
         assert config == before
     else:
         assert config.masks.name == "random"
-        assert config.optim.lr == pytest.approx(before.optim.lr * 2 / 3)
+        assert config.optim.lr == pytest.approx(before.optim.lr * before.optim.muon_ratio * 2 / 3)
+        assert config.optim.muon_ratio == 1
         assert config.data == before.data
 
 

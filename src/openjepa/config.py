@@ -137,6 +137,8 @@ class OptimConfig(Section):
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw (paper); muon: updates of the blocks' weight matrices are made orthogonal, the rest is AdamW's."""
+    muon_ratio: float = Field(1.0, gt=0)
+    """How long Muon's updates are, over AdamW's at the same learning rate."""
     lr: float = Field(2e-3, gt=0)
     """Peak learning rate."""
     start_lr: float = Field(2e-4, ge=0)
@@ -191,7 +193,7 @@ class FirstStageConfig(Section):
     share: float = Field(0.5, gt=0, lt=1)
     """Part of the budget that it takes; the run's own schedules are over the rest."""
     lr: float | None = Field(None, gt=0)
-    """Its peak learning rate; null: two thirds of `optim.lr`."""
+    """Its peak learning rate; null: as if the method were trained alone (docs/log.md)."""
 
 
 class RuntimeConfig(Section):

@@ -1,9 +1,8 @@
 """Muon: momentum whose every matrix is made orthogonal, so that no direction of a layer is left behind.
 
 Keller Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/, with the step's length as in "Muon is scalable"
-(arXiv 2502.16982): the root mean square of an update is the same for matrices of all shapes, so that one learning rate
-serves Muon and AdamW. There it is 0.2, about Adam's; here twice that, which teaches more (docs/log.md). For weight
-matrices of hidden layers; everything else is AdamW's (`openjepa.optim`). PyTorch has the same algorithm
+(arXiv 2502.16982): the root mean square of an update is 0.2, about Adam's, so that one learning rate serves both. For
+weight matrices of hidden layers; everything else is AdamW's (`openjepa.optim`). PyTorch has the same algorithm
 (`torch.optim.Muon`), one matrix after the other and always in bfloat16, which processors without such instructions
 compute a hundred times more slowly; here all matrices of a shape are one batch, in a type that is given.
 """
@@ -19,7 +18,7 @@ from torch import Tensor
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial that drives singular values to about 1 (0.7 to 1.2) in five rounds, by its authors."""
 _ROUNDS = 5
-_ROOT_MEAN_SQUARE = 0.4
+_ROOT_MEAN_SQUARE = 0.2  # of an update at a learning rate of 1, about Adam's
 
 
 class Muon(torch.optim.Optimizer):
@@ -27,9 +26,10 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: Matrices, or groups of them.
-        lr: Learning rate; an update is as long as two of AdamW's at the same one.
+        lr: Learning rate, as AdamW's.
         weight_decay: Taken off at every step, times the learning rate.
         momentum: Of the moving sum of gradients.
+        ratio: How long an update is, over what is about AdamW's length at the same learning rate.
         dtype: What the orthogonal factor is computed in.
 
     Raises:
@@ -43,9 +43,11 @@ class Muon(torch.optim.Optimizer):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
+        ratio: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.ratio = ratio
         self.dtype = dtype
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -71,7 +73,7 @@ class Muon(torch.optim.Optimizer):
                 # Wide, all of them: the products of the iteration are then of the smaller side.
                 wide = [update if update.shape == (height, width) else update.T for _, update in members]
                 factors = orthogonal(torch.stack(wide).to(self.dtype))
-                length = group["lr"] * _ROOT_MEAN_SQUARE * math.sqrt(width)
+                length = self.ratio * group["lr"] * _ROOT_MEAN_SQUARE * math.sqrt(width)
                 for (parameter, _), factor in zip(members, factors, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.sub_(factor if parameter.shape == (height, width) else factor.T, alpha=length)

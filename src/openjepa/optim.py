@@ -23,6 +23,7 @@ def make_optimizers(
     *,
     name: OptimizerName = "adamw",
     betas: tuple[float, float] = (0.9, 0.999),
+    muon_ratio: float = 1.0,
     dtype: torch.dtype = torch.float32,
 ) -> list[torch.optim.Optimizer]:
     """AdamW for all trainable parameters, or Muon for the matrices of transformer blocks and AdamW for the others.
@@ -34,6 +35,7 @@ def make_optimizers(
         model: What is trained.
         name: adamw or muon.
         betas: AdamW's.
+        muon_ratio: Length of Muon's updates over AdamW's at the same learning rate.
         dtype: What Muon computes in.
     """
     hidden = [
@@ -54,7 +56,7 @@ def make_optimizers(
     groups = [{"params": decayed, "decay": True}, {"params": others, "decay": False, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)]
     if hidden:
-        optimizers.append(Muon([{"params": hidden, "decay": True}], lr=0.0, dtype=dtype))
+        optimizers.append(Muon([{"params": hidden, "decay": True}], lr=0.0, ratio=muon_ratio, dtype=dtype))
     return optimizers
 
 

@@ -62,6 +62,7 @@ class Run:
             self.method,
             name=optim.name,
             betas=optim.betas,
+            muon_ratio=optim.muon_ratio,
             dtype=torch.bfloat16 if self.low_precision else torch.float32,
         )
         self.start_clock()

@@ -85,7 +85,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     known = known_keys()
     section, _, _ = key.partition(".")
     if key not in known and not (section == "masks" and key.count(".") == 1):
-        close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(key, known, n=4, cutoff=0.5)
         leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = ", ".join(dict.fromkeys(leaf + close)) or "see docs/configuration.md"
         raise UserError(f"unknown key {key!r}: did you mean {hint}?")
