@@ -3,6 +3,7 @@
 A resumed run takes what the run before it wrote into its configuration, so that both compute the same.
 """
 
+import math
 import os
 import platform
 import shlex
@@ -19,6 +20,7 @@ from openjepa.config import RuntimeConfig
 from openjepa.errors import UserError
 from openjepa.models.transformer import Attention, AttentionPath
 
+_BF16_TURNS = 10
 _BF16_GAIN = 1.3  # bfloat16 must win by this much on a bare product: casts around it cost the rest
 
 
@@ -128,8 +130,14 @@ def bfloat16_pays(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "mps":
         return False
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(256, 256, dtype=dtype)
-        seconds[dtype] = shortest_seconds(lambda: matrix @ matrix, device, 20)  # noqa: B023
+    seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
+    threads = torch.get_num_threads()
+    # One thread, both in turns: whatever else is running must not decide. (Two threads wait for each other, and one
+    # that shares its core hides what the instructions gain.)
+    torch.set_num_threads(1)
+    for _ in range(_BF16_TURNS):
+        for dtype in seconds:
+            matrix = torch.ones(256, 256, dtype=dtype)
+            seconds[dtype] = min(seconds[dtype], shortest_seconds(lambda: matrix @ matrix, device, 10))  # noqa: B023
+    torch.set_num_threads(threads)
     return seconds[torch.float32] > _BF16_GAIN * seconds[torch.bfloat16]
