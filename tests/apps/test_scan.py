@@ -41,7 +41,7 @@ def test_what_is_in_there(photos: Path) -> None:
     assert "empty file 1" in lines["broken"]
     assert lines["duplicates"] == "duplicates  1 with the pixels of another image"
     assert "2: dog 6, cat 5; the most frequent is 54.5%" in lines["classes"]
-    assert "small, 8 × 8 patches of 4 px, batch 8" in lines["preset"]
+    assert "salt, 8 × 8 patches of 4 px, batch 8" in lines["preset"]
 
 
 def test_the_paths_of_what_is_wrong(photos: Path) -> None:
