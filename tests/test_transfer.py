@@ -128,17 +128,7 @@ def test_a_run_killed_in_its_first_stage_goes_on_there(photos: Path, tmp_path: P
         "data.image_size=32", "data.batch_size=4", "model.name=vit_pico", "log.every_steps=1", "runtime.threads=1",
         "checkpoint.every_steps=2", "log.tensorboard=false", "first_stage.method=maskfeat", "first_stage.share=0.75",
     ]  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "openjepa",
-        "pretrain",
-        str(photos),
-        "--preset",
-        "small",
-        "--steps",
-        "8",
-    ]
+    command = [sys.executable, "-m", "openjepa", "pretrain", str(photos), "--preset", "small", "--steps=8"]
     command += [part for setting in settings for part in ("--set", setting)]
 
     def lines(out: str) -> list[tuple[int, float]]:

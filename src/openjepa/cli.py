@@ -40,7 +40,7 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Folder for everything that the run writes.")],
     method: Annotated[str | None, typer.Option(help="ijepa, mae or maskfeat.")] = None,
     preset: Annotated[
-        str, typer.Option(help="Settings to start from: auto, small, multiblock, medium, standard, …")
+        str, typer.Option(help="Settings to start from: auto, salt, small, multiblock, medium, …")
     ] = "auto",
     config: Annotated[Path | None, typer.Option(help="YAML file of settings on top of the preset.")] = None,
     set: Set = None,

@@ -43,18 +43,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(photos: Path, out: Path, *more: str) -> list[str]:
     # One stage: the automatic preset has two (tests/test_transfer.py).
-    command = [
-        sys.executable,
-        "-m",
-        "openjepa",
-        "pretrain",
-        str(photos),
-        "--out",
-        str(out),
-        "--preset",
-        "small",
-        *more,
-    ]
+    command = [sys.executable, "-m", "openjepa", "pretrain", str(photos), "--out", str(out)]
+    command += ["--preset", "small", *more]
     return command + [part for setting in SETTINGS for part in ("--set", setting)]
 
 

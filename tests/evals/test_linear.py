@@ -140,7 +140,7 @@ def test_a_head_is_what_autograd_and_torch_sgd_make_of_it() -> None:
 
 
 def test_the_best_of_four_heads_is_chosen_on_validation_images() -> None:
-    """An earlier layer knows the class; the last one knows it in directions of unequal scale; or nothing is hidden."""
+    """The layer before the last knows the class, in directions of unequal scale; the last one is noise."""
     generator = torch.Generator().manual_seed(0)
     (train_x, train_y), (test_x, test_y) = blobs(1500, seed=1), blobs(1500, seed=2)
     train, test = (
