@@ -113,6 +113,9 @@ class ObjectiveConfig(Section):
     """Of the contrastive loss: differences of cosine that count."""
     pixel_share: float = Field(0.0, ge=0, lt=1)
     """Of the loss, that of the hidden patches' pixels, made zero-mean and unit-variance a patch (method ijepa)."""
+    whole_weight: float = Field(0.0, ge=0)
+    """Of the whole image as one more target, whitened, beside the hidden patches, which have 1 (method ijepa). For
+    teachers that are held still: `ema.generations`."""
     target_norm: Literal["none", "layer", "centred", "double_centred"] = "layer"
     """none (paper); layer: one more LayerNorm, without parameters (authors' code); centred: before that
     LayerNorm, what all images (of a process and part of a batch) share at a position is taken away; double_centred:
@@ -295,10 +298,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _targets_fit(self) -> "Config":
-        if self.objective.pixel_share and self.method != "ijepa":
+        for key in ("pixel_share", "whole_weight"):
+            value = getattr(self.objective, key)
+            if value and self.method != "ijepa":
+                raise ValueError(
+                    f"objective.{key}: {value} is for method ijepa; {self.method} predicts no features that this could "
+                    f"stand beside: set objective.{key}=0"
+                )
+        if self.objective.whole_weight and not self.ema.generations:
             raise ValueError(
-                f"objective.pixel_share: {self.objective.pixel_share} is for method ijepa; {self.method} predicts no "
-                "features that pixels could stand beside: set objective.pixel_share=0"
+                f"objective.whole_weight: {self.objective.whole_weight} asks for what a teacher says held still, "
+                "and with ema.generations=0 it moves at every step: set ema.generations=1 or more, or "
+                "objective.whole_weight=0"
             )
         if (
             self.method == "ijepa"

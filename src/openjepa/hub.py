@@ -84,6 +84,8 @@ def model_of(config: Config) -> Method:
     model.temperature = objective.temperature
     if isinstance(model, IJEPA) and objective.pixel_share:
         model.ask_for_pixels(objective.pixel_share, seed=config.seed)
+    if isinstance(model, IJEPA) and objective.whole_weight:
+        model.ask_for_the_whole(objective.whole_weight, seed=config.seed)
     if isinstance(model, IJEPA) and config.ema.generations:
         model.renew_teacher()
     model.preprocess = Preprocess.of(config.data)

@@ -35,9 +35,17 @@ def small() -> Settings:
 def salt() -> Settings:
     """As `small`, but a masked autoencoder of the run's first quarter, held still, says what is to be predicted.
 
-    The student begins as a copy of it. A static teacher for latent prediction: SALT (arXiv 2509.24317).
+    Of hidden patches and, with more weight, of the whole image. The student begins as a copy of it. A static teacher
+    for latent prediction: SALT (arXiv 2509.24317).
     """
-    return _derive(small(), {"first_stage": {"method": "mae", "share": 0.25}, "ema": {"generations": 1}})
+    return _derive(
+        small(),
+        {
+            "first_stage": {"method": "mae", "share": 0.25},
+            "ema": {"generations": 1},
+            "objective": {"whole_weight": 2.0},
+        },
+    )
 
 
 def multiblock() -> Settings:
@@ -132,6 +140,7 @@ def with_method(settings: Mapping[str, Any], method: str) -> Settings:
             "loss": "mse",
             "target_norm": "layer" if method == "mae" else "none",
             "pixel_share": 0.0,
+            "whole_weight": 0.0,
         },
         "optim": {"betas": (0.9, 0.95), "lr": lr, "muon_ratio": 1.0},
         "ema": {"generations": 0},

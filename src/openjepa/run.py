@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from openjepa import checkpoint
 from openjepa.config import BudgetConfig, Config
@@ -36,6 +37,8 @@ class Run:
         probes: Measurements at every health check.
         on_row: Called with every line of metrics (for progress bars).
         on_batch: Called with every batch (for counting bad files).
+        describe: What the teacher says about whole images, by sample, (N, K), for methods that were asked for it.
+        whole_targets: What it said last.
         step: Optimiser steps done.
         seconds: Time spent training, over the lives of all processes.
     """
@@ -49,6 +52,8 @@ class Run:
     probes: Sequence[Probe] = ()
     on_row: Callable[[dict[str, Any]], None] = lambda row: None
     on_batch: Callable[[Batch], None] = lambda batch: None
+    describe: Callable[[], Tensor] | None = None
+    whole_targets: Tensor | None = field(init=False, default=None)
     step: int = 0
     seconds: float = 0.0
     optimizers: list[torch.optim.Optimizer] = field(init=False)
@@ -116,6 +121,12 @@ class Run:
         if self.fabric.world_size > 1:
             self.seconds = self.fabric.broadcast(self.seconds)
         self._step_seconds = self.seconds - before
+
+    def describe_images(self) -> None:
+        """Let the teacher, where it is new, say what the targets of whole images are."""
+        if self.describe is not None:
+            with self.autocast():
+                self.whole_targets = self.describe()
 
     def log(self, row: dict[str, Any], *, measure: bool) -> None:
         """Write a line of metrics, with the probes' measurements if asked for (first process only)."""

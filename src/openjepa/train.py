@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -70,6 +70,17 @@ def hyperparameters(config: Config, *, progress: float, next_progress: float) ->
     )
 
 
+class Part(NamedTuple):
+    """Of a global batch, what one forward pass is given."""
+
+    images: Tensor
+    """(B, c, H, W), normalised."""
+    masks: Masks
+    """Of these images."""
+    whole: Tensor | None = None
+    """Targets of the whole images, (B, K), for methods that were asked for them."""
+
+
 class Objective(nn.Module):
     """A method as Fabric wraps it (DDP): tensors in, the loss out, in the precision asked for."""
 
@@ -78,17 +89,17 @@ class Objective(nn.Module):
         self.method = method
         self.low_precision = bfloat16
 
-    def forward(self, images: Tensor, context: Tensor, target: Tensor) -> Tensor:
-        """(B, c, H, W), (B, C, Nc), (B, M, Nt) -> scalar."""
+    def forward(self, images: Tensor, context: Tensor, target: Tensor, whole: Tensor | None = None) -> Tensor:
+        """(B, c, H, W), (B, C, Nc), (B, M, Nt), (B, K) -> scalar."""
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.low_precision):
-            return self.method(images, Masks(context, target)).loss
+            return self.method(images, Masks(context, target), whole).loss
 
 
 def train_step(
     fabric: Fabric,
     objective: _FabricModule,
     optimizers: Sequence[torch.optim.Optimizer],
-    parts: Sequence[tuple[Tensor, Masks]],
+    parts: Sequence[Part],
     *,
     hyper: Hyperparameters,
     clip_norm: float | None = None,
@@ -99,7 +110,7 @@ def train_step(
         fabric: Precision and processes.
         objective: `Objective`, as Fabric set it up.
         optimizers: Of its parameters, each of one of them; groups say whether they are decayed.
-        parts: Normalised images and masks, of equal numbers of images.
+        parts: Of equal numbers of images.
         hyper: What the schedules say.
         clip_norm: Largest norm of the gradient.
 
@@ -115,9 +126,9 @@ def train_step(
         if group["decay"]:
             group["weight_decay"] = hyper.weight_decay
     total = torch.zeros((), device=fabric.device)
-    for number, (images, masks) in enumerate(parts, start=1):
+    for number, (images, masks, whole) in enumerate(parts, start=1):
         with fabric.no_backward_sync(objective, enabled=number < len(parts)):
-            loss = objective(images, masks.context, masks.target) / len(parts)
+            loss = objective(images, masks.context, masks.target, whole) / len(parts)
             fabric.backward(loss)
         total += loss.detach()
     value = float(cast(Tensor, fabric.all_reduce(total, reduce_op="mean")))
@@ -148,6 +159,7 @@ def fit(run: Run) -> None:
     objective, *optimizers = fabric.setup(module, *run.optimizers)
     run.method.train()
     run.start_clock()
+    run.describe_images()
     last_save = run.seconds
     with StopRequest() as stop:
         for batch in run.loader.iterate(run.step, (run.length or _ENDLESS) - run.step):
@@ -164,6 +176,7 @@ def fit(run: Run) -> None:
             run.count_step()
             if run.generation > generation:
                 run.method.renew_teacher()
+                run.describe_images()
             failpoint(f"step-{run.step}")
             if run.step % config.log.every_steps == 0 or run.finished:
                 row = _row(run, loss, hyper, parts[0][1])
@@ -179,8 +192,8 @@ def fit(run: Run) -> None:
                 raise Preempted(f"stopped at step {run.step:,}, saved; go on with --resume")
 
 
-def _parts(run: Run, batch: Batch) -> list[tuple[Tensor, Masks]]:
-    """Normalised images with their masks, on the device, cut for accumulation."""
+def _parts(run: Run, batch: Batch) -> list[Part]:
+    """Normalised images with their masks and targets, on the device, cut for accumulation."""
     device, preprocess = run.fabric.device, run.method.preprocess
     assert preprocess is not None
     masks = run.sampler(seed=run.config.seed, step=run.step, epochs=batch.epochs, samples=batch.samples).to(
@@ -188,8 +201,12 @@ def _parts(run: Run, batch: Batch) -> list[tuple[Tensor, Masks]]:
     )
     images = normalise(batch.images.to(device, non_blocking=True), mean=preprocess.mean, std=preprocess.std)
     size = len(images) // run.config.optim.accumulate
-    cut = (images.split(size), masks.context.split(size), masks.target.split(size))
-    return [(part, Masks(context, target)) for part, context, target in zip(*cut, strict=True)]
+    cut = zip(images.split(size), masks.context.split(size), masks.target.split(size), strict=True)
+    parts = [Part(part, Masks(context, target)) for part, context, target in cut]
+    if run.whole_targets is None:
+        return parts
+    whole = run.whole_targets[batch.samples].to(device).split(size)
+    return [part._replace(whole=targets) for part, targets in zip(parts, whole, strict=True)]
 
 
 def _row(run: Run, loss: float, hyper: Hyperparameters, masks: Masks) -> dict[str, Any]:
@@ -207,13 +224,13 @@ def _row(run: Run, loss: float, hyper: Hyperparameters, masks: Masks) -> dict[st
     }
 
 
-def _dump(run: Run, parts: Sequence[tuple[Tensor, Masks]], error: NonFiniteError) -> NonFiniteError:
+def _dump(run: Run, parts: Sequence[Part], error: NonFiniteError) -> NonFiniteError:
     """Keep the batch that broke, for replay."""
     folder = run.folder.path if run.folder else Path(".")
     path = folder / f"nonfinite-step-{run.step + 1}-rank-{run.fabric.global_rank}.safetensors"
     tensors = {
         f"{name}.{number}": tensor.cpu().contiguous()
-        for number, (images, masks) in enumerate(parts)
+        for number, (images, masks, _) in enumerate(parts)
         for name, tensor in (("images", images), ("context", masks.context), ("target", masks.target))
     }
     save_file(tensors, path)

@@ -315,8 +315,10 @@ def test_a_teacher_is_renewed_at_equal_parts_of_a_run(
     assert seen == expected.split()
 
 
-def test_a_run_that_goes_on_within_a_generation_has_its_teacher(photos: Path, tmp_path: Path) -> None:
-    settings = ("--steps", "8", "--set", "ema.generations=2")
+def test_a_run_that_goes_on_within_a_generation_has_its_teacher_and_what_it_said(
+    photos: Path, tmp_path: Path
+) -> None:
+    settings = ("--steps", "8", "--set", "ema.generations=2", "--set", "objective.whole_weight=1")
     assert run(options(photos, tmp_path / "whole", *settings)).returncode == 0
     killed = options(photos, tmp_path / "killed", *settings)
     assert run(killed, OPENJEPA_FAILPOINT="step-7").returncode == -signal.SIGKILL

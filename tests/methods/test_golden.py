@@ -16,7 +16,7 @@ from openjepa.masks import Masks
 from openjepa.methods.ijepa import IJEPA
 from openjepa.models.transformer import set_attention_path
 from openjepa.optim import make_optimizers
-from openjepa.train import Hyperparameters, Objective, train_step
+from openjepa.train import Hyperparameters, Objective, Part, train_step
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ["tiny-32-p4", "small-56-p8"]
@@ -86,7 +86,7 @@ def test_weights_after_four_steps(case: dict[str, Any], model: IJEPA) -> None:
     objective, *optimizers = fabric.setup(Objective(model), *make_optimizers(model))
     for step, facts in enumerate(case["facts"]["steps"]):
         hyper = Hyperparameters(facts["lr"], facts["weight_decay"], facts["ema_momentum"])
-        part = (case["tensors"][f"step{step}.images"], masks_of(case, step))
+        part = Part(case["tensors"][f"step{step}.images"], masks_of(case, step))
         loss = train_step(fabric, objective, optimizers, [part], hyper=hyper)
         assert loss == pytest.approx(facts["smooth_l1"], rel=1e-4)
 

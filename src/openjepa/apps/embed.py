@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -269,10 +270,10 @@ class _DataRun:
         mean, std = self.preprocess.mean, self.preprocess.std
         for batch in evaluate_batches(
             self.dataset,
+            np.arange(start, len(self.dataset)),
             batch_size=self.batch_size,
             num_workers=self.options.num_workers,
             bad_files=bad_files,
-            start=start,
         ):
             patches = encode(normalise(batch.images.to(self.device), mean=mean, std=std))
             features = patches.float().mean(dim=1).cpu()

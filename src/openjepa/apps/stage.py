@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from openjepa import checkpoint
 from openjepa.config import Config
 from openjepa.data.bad_files import BadFile, BadFiles, count_kinds
-from openjepa.data.dataset import ImageDataset
-from openjepa.data.loader import Loader
+from openjepa.data.dataset import ImageDataset, spread
+from openjepa.data.loader import Loader, evaluate_batches
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import channel_statistics
+from openjepa.descriptions import MOST_IMAGES, whole_targets
 from openjepa.hub import load, model_of
 from openjepa.masks import MaskSampler, make_masks
 from openjepa.methods import IJEPA
@@ -95,10 +97,23 @@ def train(config: Config, stage: Stage) -> None:
         if stage.stop_on_collapse:
             stop_on_collapse(row, num_features=architecture.embed_dim)
 
+    def describe() -> Tensor:
+        assert isinstance(method, IJEPA)
+        samples = spread(len(dataset), MOST_IMAGES)
+        say(f"targets  the teacher describes {len(samples):,} whole images")
+        bad = BadFiles(
+            max_fraction=data.max_bad_fraction
+        )  # counted again, and for the run, when they are trained on
+        batches = evaluate_batches(
+            dataset, samples, batch_size=64, num_workers=data.num_workers, bad_files=bad
+        )
+        return whole_targets(method, batches, len(dataset))
+
     run = Run(
         config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder,
         probes=_probes(stage, config, dataset, sampler), on_row=watch,
         on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
+        describe=describe if config.objective.whole_weight else None,
     )  # fmt: skip
     if saved is not None:
         run.restore(saved)
@@ -197,6 +212,8 @@ def _summary(run: Run, source: Source) -> list[str]:
         horizon = [f"{1 / (1 - m):,.0f}" if m < 1 else "∞" for m in (config.ema.start, config.ema.end)]
         copies = config.ema.generations
         teacher = f"; copies of it that set the targets: {copies}" if copies else ""
+        if weight := config.objective.whole_weight:
+            teacher += f", of the whole image with weight {weight:g}"
         lines.insert(3, f"target   moving average over {horizon[0]} → {horizon[1]} steps (EMA momentum "
                         f"{config.ema.start:g} → {config.ema.end:g}) against {against}{teacher}")  # fmt: skip
     return lines

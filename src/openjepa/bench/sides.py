@@ -37,7 +37,7 @@ from openjepa.models.architecture import Architecture
 from openjepa.models.transformer import set_attention_path
 from openjepa.optim import make_optimizers
 from openjepa.runtime import fastest_attention
-from openjepa.train import Hyperparameters, Objective, train_step
+from openjepa.train import Hyperparameters, Objective, Part, train_step
 
 HYPER = Hyperparameters(lr=1e-4, weight_decay=0.05, ema_momentum=0.996)
 NUM_TARGETS = 4
@@ -140,7 +140,7 @@ def ours(case: Case, options: Options, images: Tensor, masks: Masks, *, shared_c
     wrapped, optimizer = fabric.setup(Objective(model, bfloat16=options.bfloat16), adamw)
 
     def step() -> float:
-        return train_step(fabric, wrapped, [optimizer], [(images, masks)], hyper=HYPER)
+        return train_step(fabric, wrapped, [optimizer], [Part(images, masks)], hyper=HYPER)
 
     phases: dict[str, tuple[Any, str]] = {
         "target": (model, "encode_targets"),

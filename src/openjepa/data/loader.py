@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from openjepa.data.bad_files import BadFiles
@@ -93,27 +94,28 @@ class Loader:
 
 def evaluate_batches(
     dataset: ImageDataset,
+    samples: NDArray[np.int64] | None = None,
     *,
     batch_size: int,
     num_workers: int = 0,
     bad_files: BadFiles | None = None,
-    start: int = 0,
 ) -> Iterator[Batch]:
-    """Evaluation views of all images that can be read, in order.
+    """Evaluation views of images, of those that can be read, in order.
 
     Args:
         dataset: The images.
+        samples: Which of them, (S,); by default all.
         batch_size: Images a batch; one is smaller where images are bad, and at the end.
         num_workers: As for `Loader`.
         bad_files: Where bad images are counted; by default a count of its own, with its limit of 1 %.
-        start: The first sample; those before it are not read.
 
     Raises:
         DataError: Too many images are bad, or a worker died.
     """
     bad_files = bad_files or BadFiles()
-    steps = range(-(-(len(dataset) - start) // batch_size))
-    for batch in _compute(_InOrder(dataset, batch_size, start), steps, dataset, num_workers):
+    samples = np.arange(len(dataset)) if samples is None else samples
+    steps = range(-(-len(samples) // batch_size))
+    for batch in _compute(_InOrder(dataset, samples, batch_size), steps, dataset, num_workers):
         bad_files.add(num_good=len(batch.samples), bad=batch.bad)
         if len(batch.samples):
             yield batch
@@ -122,16 +124,14 @@ def evaluate_batches(
 class _InOrder:
     """Step -> evaluation batch; a class because a worker is sent it."""
 
-    def __init__(self, dataset: ImageDataset, batch_size: int, start: int) -> None:
+    def __init__(self, dataset: ImageDataset, samples: NDArray[np.int64], batch_size: int) -> None:
         self.dataset = dataset
+        self.samples = samples
         self.batch_size = batch_size
-        self.start = start
 
     def __call__(self, step: int) -> Batch:
-        start = self.start + step * self.batch_size
-        return self.dataset.evaluation_batch(
-            np.arange(start, min(start + self.batch_size, len(self.dataset)))
-        )
+        start = step * self.batch_size
+        return self.dataset.evaluation_batch(self.samples[start : start + self.batch_size])
 
 
 def _compute(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from openjepa.masks import Masks
 from openjepa.methods.losses import Loss, pick_patches
 from openjepa.methods.method import Method, Output, TargetNorm
+from openjepa.methods.whole_image import WholeImage
 from openjepa.models.architecture import Architecture
 from openjepa.models.predictor import Predictor
 from openjepa.models.transformer import init_weights
@@ -31,6 +32,7 @@ class IJEPA(Method):
 
     Attributes:
         pixel_share: Of the loss, that of the pixels of hidden patches; 0, the paper's, until `ask_for_pixels`.
+        whole_image: The whole image as one more target; None, the paper's, until `ask_for_the_whole`.
         teacher: What sets the targets, held still; None, the paper's, until `renew_teacher`: the target encoder does.
     """
 
@@ -45,6 +47,8 @@ class IJEPA(Method):
         super().__init__(encoder, predictor, loss=loss, target_norm=target_norm)
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.pixel_share = 0.0
+        self.whole_image: WholeImage | None = None
+        self.whole_weight = 0.0
         self.teacher: VisionTransformer | None = None
 
     def renew_teacher(self) -> None:
@@ -75,16 +79,34 @@ class IJEPA(Method):
             self.pixel_proj.apply(init_weights)
         self.pixel_share = share
 
-    def forward(self, images: Tensor, masks: Masks) -> Output:
-        """As `Method.forward`, with the share of pixels in the loss."""
+    def ask_for_the_whole(self, weight: float, *, seed: int = 0) -> None:
+        """Let the loss ask for the whole image's representation, too, where a batch comes with it (`WholeImage`).
+
+        Args:
+            weight: Of it, beside the loss of the hidden patches, which has 1.
+            seed: Of the layers' weights.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.whole_image = WholeImage(self.shape.embed_dim, self.shape.depth)
+        self.whole_weight = weight
+
+    def forward(self, images: Tensor, masks: Masks, whole: Tensor | None = None) -> Output:
+        """As `Method.forward`, with pixels and the whole image in the loss if asked for."""
         out = super().forward(images, masks)
-        if not self.pixel_share:
-            return out
+        if self.pixel_share:
+            out = replace(
+                out, loss=torch.lerp(out.loss, self._pixel_loss(images, masks, out), self.pixel_share)
+            )
+        if self.whole_image is not None and whole is not None:
+            out = replace(out, loss=out.loss + self.whole_weight * self.whole_image(out.context, whole))
+        return out
+
+    def _pixel_loss(self, images: Tensor, masks: Masks, out: Output) -> Tensor:
         pixels = self.context_encoder.patch_embed.cut(images)
         pixels = pick_patches(F.layer_norm(pixels, pixels.shape[-1:]), masks.target)[:, None]
         drawn = self.pixel_proj(out.answers)  # (B, C, M, Nt, c·h·w)
-        loss = F.mse_loss(drawn.float(), pixels.expand_as(drawn))
-        return replace(out, loss=torch.lerp(out.loss, loss, self.pixel_share))
+        return F.mse_loss(drawn.float(), pixels.expand_as(drawn))
 
     def raw_targets(self, images: Tensor) -> Tensor:
         """What the target encoder, or the teacher, says about whole images: (B, c, H, W) -> (B, N, D)."""

@@ -50,6 +50,8 @@ class Output:
     """(B, M, Nt, K), without gradient."""
     answers: Tensor
     """(B, C, M, Nt, P), what the predictor's last layer read the predictions from."""
+    context: Tensor
+    """Features of the context blocks, (B, C, Nc, D)."""
 
 
 class Method(nn.Module):
@@ -87,12 +89,13 @@ class Method(nn.Module):
         self.target_norm: TargetNorm = target_norm
         self.temperature = TEMPERATURE
 
-    def forward(self, images: Tensor, masks: Masks) -> Output:
+    def forward(self, images: Tensor, masks: Masks, whole: Tensor | None = None) -> Output:
         """Loss, predictions and targets of a batch.
 
         Args:
             images: (B, c, H, W), normalised.
             masks: Which patches are context and which are targets.
+            whole: Targets of the whole images, for a method that was asked for them (I-JEPA).
 
         Returns:
             The loss with everything that went into it. All context blocks share one pass for targets.
@@ -108,7 +111,7 @@ class Method(nn.Module):
         else:
             distance = F.mse_loss if self.loss == "mse" else F.smooth_l1_loss
             loss = distance(predictions, targets[:, None].expand_as(predictions))
-        return Output(loss=loss, predictions=predictions, targets=targets, answers=answers)
+        return Output(loss, predictions, targets, answers, context)
 
     @property
     def shape(self) -> Architecture:

@@ -104,6 +104,8 @@ def _facts(
         ),
         ("Predictor", f"{model['predictor_dim']} wide, {model['predictor_depth']} deep"),
     ]
+    if weight := config["objective"].get("whole_weight"):  # absent in runs of older versions
+        facts.append(("Targets", f"hidden patches (weight 1) and the whole image (weight {weight:g})"))
     if rows:
         last = rows[-1]
         speed = last["images"] / max(last["seconds"], 1e-9)
