@@ -27,18 +27,25 @@ class Point(NamedTuple):
 
 
 def read_run(folder: Path) -> Point:
-    """Minutes and scores of a run.
+    """Minutes, those of a first stage among them, and scores of a run.
 
     Raises:
         SystemExit: The folder lacks a file that `pretrain` or `evaluate` writes.
     """
+    stages = [stage for stage in (folder / "first-stage", folder) if stage == folder or stage.is_dir()]
     try:
-        rows = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        seconds = [last_row(stage / "metrics.jsonl")["seconds"] for stage in stages]
         result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SystemExit(f"{error.filename}: no such file; pretrain and evaluate this run first") from None
     scores = {name: 100 * result["protocols"][name]["top1"] for name in PROTOCOLS}
-    return Point(json.loads(rows[-1])["seconds"] / 60, scores)
+    return Point(sum(seconds) / 60, scores)
+
+
+def last_row(metrics: Path) -> dict[str, float]:
+    """The last line of a metrics.jsonl."""
+    row: dict[str, float] = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
+    return row
 
 
 def draw(lines: dict[str, list[Point]], out: Path) -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "accuracy_time.py"
 
 
-def finished(folder: Path, minutes: float, linear: float) -> Path:
-    """A folder as a finished and evaluated run leaves it."""
+def finished(folder: Path, minutes: float, linear: float, first_stage: float = 0) -> Path:
+    """A folder as a finished and evaluated run leaves it, with a first stage of some minutes or none."""
     folder.mkdir()
+    if first_stage:
+        (folder / "first-stage").mkdir()
+        row = json.dumps({"step": 3, "seconds": 60 * first_stage}) + "\n"
+        (folder / "first-stage" / "metrics.jsonl").write_text(row)
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 9, "seconds": 60 * minutes}) + "\n")
     result = {"protocols": {"linear": {"top1": linear}, "knn": {"top1": 0.25}}}
     (folder / "evaluation.json").write_text(json.dumps(result))
@@ -24,7 +28,8 @@ def draw(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_line_for_each_method(tmp_path: Path) -> None:
-    runs = [finished(tmp_path / f"r{minutes}", minutes, minutes / 100) for minutes in (10, 20, 60)]
+    runs = [finished(tmp_path / f"r{minutes}", minutes, minutes / 100) for minutes in (10, 60)]
+    runs.insert(1, finished(tmp_path / "r20", 15, 0.2, first_stage=5))
     out = tmp_path / "figure.svg"
     done = draw(f"I-JEPA={runs[1]},{runs[0]}", f"MAE={runs[2]}", "--out", str(out))
     assert done.returncode == 0, done.stderr
