@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from openjepa.data.statistics import channel_statistics
 from openjepa.descriptions import MOST_IMAGES, whole_targets
 from openjepa.hub import load, model_of
 from openjepa.masks import MaskSampler, make_masks
-from openjepa.methods import IJEPA
+from openjepa.methods import IJEPA, Method
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.models.transformer import set_attention_path
 from openjepa.probes import HealthProbe, KnnProbe, stop_on_collapse
@@ -97,23 +98,11 @@ def train(config: Config, stage: Stage) -> None:
         if stage.stop_on_collapse:
             stop_on_collapse(row, num_features=architecture.embed_dim)
 
-    def describe() -> Tensor:
-        assert isinstance(method, IJEPA)
-        samples = spread(len(dataset), MOST_IMAGES)
-        say(f"targets  the teacher describes {len(samples):,} whole images")
-        bad = BadFiles(
-            max_fraction=data.max_bad_fraction
-        )  # counted again, and for the run, when they are trained on
-        batches = evaluate_batches(
-            dataset, samples, batch_size=64, num_workers=data.num_workers, bad_files=bad
-        )
-        return whole_targets(method, batches, len(dataset))
-
     run = Run(
         config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder,
         probes=_probes(stage, config, dataset, sampler), on_row=watch,
         on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
-        describe=describe if config.objective.whole_weight else None,
+        describe=partial(_describe, method, config, dataset, say) if config.objective.whole_weight else None,
     )  # fmt: skip
     if saved is not None:
         run.restore(saved)
@@ -133,6 +122,19 @@ def train(config: Config, stage: Stage) -> None:
         say(f"report   {_report(run, folder.path)}")
     if bad_files.kinds:
         say(f"images skipped: {count_kinds(bad_files.kinds)}; listed in bad_files.jsonl")
+
+
+def _describe(method: Method, config: Config, dataset: ImageDataset, say: Callable[[str], None]) -> Tensor:
+    """What the teacher says about whole images, by sample."""
+    assert isinstance(method, IJEPA)
+    samples, data = spread(len(dataset), MOST_IMAGES), config.data
+    say(f"targets  the teacher describes {len(samples):,} whole images")
+    # A count of its own: the run counts bad images when it meets them in training.
+    bad_files = BadFiles(max_fraction=data.max_bad_fraction)
+    batches = evaluate_batches(
+        dataset, samples, batch_size=64, num_workers=data.num_workers, bad_files=bad_files
+    )
+    return whole_targets(method, batches, len(dataset))
 
 
 def _report(run: Run, folder: Path) -> Path:
