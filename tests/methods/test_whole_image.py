@@ -45,6 +45,13 @@ def test_targets_are_uncorrelated_and_the_strong_directions_count_alike() -> Non
     assert covariance[0, 0] < 1.1 * covariance[10, 10]
 
 
+def test_targets_are_float32_in_a_run_that_computes_in_bfloat16() -> None:
+    rows = descriptions(500)
+    with torch.autocast("cpu", torch.bfloat16):
+        targets = whiten(rows)
+    torch.testing.assert_close(targets, whiten(rows), rtol=0, atol=0)
+
+
 def test_no_more_directions_than_128() -> None:
     assert whiten(torch.randn(300, 4, 64)).shape == (300, 128)
     wide = WholeImage(64, 12)

@@ -62,11 +62,11 @@ def whiten(descriptions: Tensor) -> Tensor:
         (N, K) float32, K = min(128, L·D), in decreasing order of what they explain; of mean square 1. (What is much
         weaker than a thousandth of the strongest direction stays small.)
     """
-    rows = descriptions.float().flatten(1)
-    rows = (rows - rows.mean(dim=0)) / rows.std(dim=0).clamp_min(1e-6)
-    variances, directions = torch.linalg.eigh(rows.T @ rows / len(rows))  # increasing
-    variances = variances.flip(0)[:_MOST_DIRECTIONS].clamp_min(0)
-    found = (
-        rows @ directions.flip(1)[:, :_MOST_DIRECTIONS] / (variances + _RIDGE * variances[0] + 1e-12).sqrt()
-    )
-    return found / found.square().mean().sqrt().clamp_min(1e-6)
+    with torch.autocast(descriptions.device.type, enabled=False):
+        rows = descriptions.float().flatten(1)
+        rows = (rows - rows.mean(dim=0)) / rows.std(dim=0).clamp_min(1e-6)
+        variances, directions = torch.linalg.eigh(rows.T @ rows / len(rows))  # increasing
+        variances = variances.flip(0)[:_MOST_DIRECTIONS].clamp_min(0)
+        scale = (variances + _RIDGE * variances[0] + 1e-12).sqrt()
+        found = rows @ directions.flip(1)[:, :_MOST_DIRECTIONS] / scale
+        return found / found.square().mean().sqrt().clamp_min(1e-6)
