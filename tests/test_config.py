@@ -59,8 +59,17 @@ def test_the_automatic_preset_knows_the_machine_and_the_channels() -> None:
 def test_the_automatic_preset_needs_no_first_stage_where_weights_are_given() -> None:
     assert choose_preset(32, 50_000)[0]["preset"] == "salt"
     adapted, reason = choose_preset(32, 50_000, from_weights=True)
-    assert adapted["preset"] == "small"
-    assert "its own teacher" in reason
+    config = load_config(adapted, changes={"init_from": "earlier", "budget.steps": 10})
+    assert (config.preset, config.first_stage.method) == ("salt", "none")
+    assert (config.ema.generations, config.objective.whole_weight) == (1, 2.0)
+    assert "the encoder to start from, held still, teaches" in reason
+
+
+@pytest.mark.parametrize("from_weights", [False, True])
+def test_the_automatic_preset_of_another_method_speaks_of_no_teacher(from_weights: bool) -> None:
+    settings, reason = choose_preset(32, 50_000, method="mae", from_weights=from_weights)
+    assert settings["preset"] == "small"
+    assert "teach" not in reason
 
 
 def test_a_random_network_is_no_teacher_to_the_end() -> None:

@@ -150,13 +150,20 @@ def with_method(settings: Mapping[str, Any], method: str) -> Settings:
 
 
 def choose_preset(
-    side: int, num_images: int, *, channels: int = 3, accelerated: bool = False, from_weights: bool = False
+    side: int,
+    num_images: int,
+    *,
+    method: str = "ijepa",
+    channels: int = 3,
+    accelerated: bool = False,
+    from_weights: bool = False,
 ) -> tuple[Settings, str]:
     """Settings for data and a machine, and the reasons in words.
 
     Args:
         side: Typical shorter side of the images, in pixels.
         num_images: How many there are.
+        method: What is to be trained.
         channels: Of the images.
         accelerated: Whether there is a GPU.
         from_weights: Whether the run starts from an encoder that knows something (`--init-from`).
@@ -165,12 +172,12 @@ def choose_preset(
     if side < 80:
         patch = 4 if side < 56 else 8
         # 7 × 7 patches are the fewest that the masks suit.
-        name, size = "small" if from_weights else "salt", max(28, patch * (side // patch))
-        reasons.append(
-            "the encoder to start from is its own teacher"
-            if from_weights
-            else "a masked autoencoder of the first quarter teaches the rest"
-        )
+        name, size = "salt" if method == "ijepa" else "small", max(28, patch * (side // patch))
+        if from_weights:
+            taught_by = "the encoder to start from, held still, teaches"
+        else:
+            taught_by = "a masked autoencoder of the first quarter teaches the rest"
+        reasons += [taught_by] if method == "ijepa" else []
     elif side < 160:
         name, size, patch = "medium", 8 * (side // 8), 8
     elif not accelerated:
@@ -184,6 +191,8 @@ def choose_preset(
         "data": {"image_size": size, "batch_size": batch_size},
         "model": {"patch_size": patch},
     }
+    if name == "salt" and from_weights:
+        fitted["first_stage"] = {"method": "none"}
     if channels != 3:
         fitted["data"] |= {"channels": channels, "normalize": "auto"}
         reasons.append(f"{channels} channel{'s' * (channels > 1)}, normalised by their own mean and spread")

@@ -203,6 +203,7 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
         base, reason = choose_preset(
             found.side,
             len(source),
+            method=request.options.get("method", "ijepa"),
             channels=found.channels,
             accelerated=accelerated,
             from_weights="init_from" in request.options,
