@@ -173,11 +173,12 @@ def choose_preset(
         patch = 4 if side < 56 else 8
         # 7 × 7 patches are the fewest that the masks suit.
         name, size = "salt" if method == "ijepa" else "small", max(28, patch * (side // patch))
-        if from_weights:
-            taught_by = "the encoder to start from, held still, teaches"
-        else:
-            taught_by = "a masked autoencoder of the first quarter teaches the rest"
-        reasons += [taught_by] if method == "ijepa" else []
+        if name == "salt":
+            reasons.append(
+                "the encoder to start from, held still, teaches"
+                if from_weights
+                else "a masked autoencoder of the first quarter teaches the rest"
+            )
     elif side < 160:
         name, size, patch = "medium", 8 * (side // 8), 8
     elif not accelerated:
