@@ -140,6 +140,14 @@ def test_a_run_by_the_clock_ends_at_the_final_learning_rate(photos: Path, tmp_pa
     assert last["lr"] < 0.1 * 1.5e-3  # as near the end as the last step, on a machine of uneven speed
 
 
+def test_a_length_given_replaces_that_of_a_file(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text("budget: {epochs: 300}\n")
+    out = tmp_path / "run"
+    command = options(photos, out, "--config", str(tmp_path / "long.yaml"), "--steps", "2")
+    assert run(command).returncode == 0
+    assert rows(out)[-1]["step"] == 2
+
+
 def test_accumulation_gives_the_same_step(photos: Path, tmp_path: Path) -> None:
     """Of a loss that looks at each image by itself: a contrast is among the images of a part."""
     settings = [*SETTINGS, "objective.loss=smooth_l1"]

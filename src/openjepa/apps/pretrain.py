@@ -112,8 +112,10 @@ def pretrain(
         "data.channels": channels,
         "init_from": None if init_from is None else str(init_from),
     }
-    options |= {"budget.epochs": epochs, "budget.steps": steps, "budget.max_minutes": max_minutes}
     given = {key: value for key, value in options.items() if value is not None}
+    length = {"budget.epochs": epochs, "budget.steps": steps, "budget.max_minutes": max_minutes}
+    if any(value is not None for value in length.values()):
+        given |= length  # whole, for it replaces a length of another kind that a preset or a file has
     if (eval_train is None) != (eval_test is None):
         raise UserError("--eval-train and --eval-test go together: give both, or neither")
     if resume and overwrite:
