@@ -62,7 +62,7 @@ def test_train_and_test_share_no_image():
 
 
 def test_every_object_can_be_seen(some):
-    scenes, visible, _ = rendering._draw_visible(source.SEEDS["train"], SOME)
+    scenes, visible, *_ = rendering._draw_visible(source.SEEDS["train"], SOME)
     used = np.arange(MAX_OBJECTS) < scenes.count[:, None]
     assert visible[used].min() >= MIN_VISIBLE
     assert (visible[~used] == 0).all()
@@ -71,7 +71,7 @@ def test_every_object_can_be_seen(some):
 
 
 def test_labels_are_those_of_the_object_with_most_pixels(some):
-    scenes, visible, _ = rendering._draw_visible(source.SEEDS["train"], SOME)
+    scenes, visible, *_ = rendering._draw_visible(source.SEEDS["train"], SOME)
     for row in range(len(SOME)):
         largest = max(range(MAX_OBJECTS), key=lambda slot: visible[row, slot])
         assert some.shape[row] == scenes.shape[row, largest]
@@ -156,6 +156,17 @@ def test_depth_is_that_of_the_rays(some):
     assert (some.depth.min(axis=(1, 2)) <= some.distance).all()  # an object's surface is before its centre
 
 
+def test_segments_show_the_objects(some):
+    scenes, visible, *_ = rendering._draw_visible(source.SEEDS["train"], SOME)
+    assert some.segments.shape == some.depth.shape
+    for row in range(len(SOME)):
+        pixels = np.bincount(some.segments[row].ravel(), minlength=1 + len(SHAPES))
+        # As many pixels as the objects of each shape show, and the floor all others.
+        expected = np.bincount(scenes.shape[row], weights=visible[row], minlength=len(SHAPES))
+        np.testing.assert_array_equal(pixels[1:], expected)
+        assert pixels[0] == SIDE * SIDE - visible[row].sum()
+
+
 def test_labels_through_the_source(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path))
     monkeypatch.setattr(source, "SIZES", {"train": 48, "test": 16})
@@ -171,6 +182,8 @@ def test_labels_through_the_source(tmp_path, monkeypatch):
     np.testing.assert_array_equal(default.labels, labels["shape"])
     np.testing.assert_array_equal(default.read(7), rendered.images[7])
     np.testing.assert_array_equal(default.depth(7), rendered.depth[7])
+    np.testing.assert_array_equal(default.segments(7), rendered.segments[7])
+    assert default.segment_names == ("floor", *SHAPES)
     assert default.fingerprint == source.digest(rendered)
     assert len(open_source("scenes", split="test")) == 16
 

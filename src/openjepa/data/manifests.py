@@ -23,7 +23,7 @@ def open_list(path: str, *, name: str) -> FileSource:
     """
     with _open_text(path, newline="\n") as lines:  # only "\n" ends a line: "\r" may be part of a name
         paths = (line.removesuffix("\n").removesuffix("\r") for line in lines)
-        return _open_rows(path, ((text, None) for text in paths if text), target=None, name=name)
+        return open_rows(path, ((text, None) for text in paths if text), target=None, name=name)
 
 
 def open_csv(path: str, *, target: str | None, name: str) -> FileSource:
@@ -37,7 +37,7 @@ def open_csv(path: str, *, target: str | None, name: str) -> FileSource:
         try:
             label = _label_column(path, table.fieldnames or (), target)
             rows = ((row["path"], label_text(row[label]) if label else None) for row in table)
-            return _open_rows(path, rows, target=target, name=name)
+            return open_rows(path, rows, target=target, name=name)
         except csv.Error as error:
             raise DataError(f"{printable(path)}, line {table.line_num}: not a CSV table: {error}.") from error
 
@@ -62,7 +62,7 @@ def open_parquet(path: str, *, target: str | None, name: str) -> FileSource:
                     labels = map(label_text, batch[label].to_pylist()) if label else [None] * len(batch)
                     yield from zip(batch["path"].to_pylist(), labels, strict=True)
 
-            return _open_rows(path, rows(), target=target, name=name)
+            return open_rows(path, rows(), target=target, name=name)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{printable(path)}: cannot be read as parquet: {error}.") from error
 
@@ -83,11 +83,27 @@ def _label_column(path: str, columns: Sequence[str], target: str | None) -> str 
     return target or next((column for column in LABEL_COLUMNS if column in columns), None)
 
 
-def _open_rows(
-    manifest: str, rows: Iterable[tuple[object, str | None]], *, target: str | None, name: str
+def open_rows(
+    manifest: str,
+    rows: Iterable[tuple[object, str | None]],
+    *,
+    target: str | None,
+    name: str,
+    root: str | None = None,
 ) -> FileSource:
-    """A source from (path, class) rows."""
-    root = os.path.dirname(os.path.abspath(manifest))
+    """A source from (path, class) rows.
+
+    Args:
+        manifest: The file that they come from, for errors.
+        rows: Of the images.
+        target: The column that the classes are from, if one was asked for.
+        name: What the user called it.
+        root: What paths are relative to; by default the manifest's folder.
+
+    Raises:
+        DataError: No path in a row, no rows, no labels where asked for, or none of the files exists.
+    """
+    root = root or os.path.dirname(os.path.abspath(manifest))
     names, sizes = Names(), array("q")
 
     def classes() -> Iterator[str | None]:

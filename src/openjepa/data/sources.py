@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.builtin import BUILT_INS, SPLITS, open_builtin
+from openjepa.data.clevr import is_clevr, open_clevr
 from openjepa.data.folders import ARCHIVES, open_folder
 from openjepa.data.listing import IMAGE_SUFFIXES, printable, suffix_of
 from openjepa.data.manifests import open_csv, open_list, open_parquet
@@ -77,9 +78,10 @@ def open_source(data: str | Path, *, split: str = "train", target: str | None = 
     Args:
         data: What to open, see the module's text. A Path is always a file or a folder; a str that is
             a built-in's name means the built-in (write ./cifar10 for a folder of that name).
-        split: "train" or "test": which part of a built-in, unless its name says so (`cifar10:test`).
+        split: "train" or "test": which part of a built-in, unless its name says so (`cifar10:test`), or of a folder
+            that is laid out as Clevr.
         target: The column that holds the label, for manifests and WebDataset tars; by default the first
-            there is of `cls`, `label`, `class`, `target`. For `scenes`: which of its labels.
+            there is of `cls`, `label`, `class`, `target`. For `scenes` and Clevr: which of its labels.
 
     Raises:
         DataError: It does not exist, cannot be read, holds no image, or lacks the column.
@@ -99,6 +101,8 @@ def open_source(data: str | Path, *, split: str = "train", target: str | None = 
 
     path = os.path.expanduser(text)
     suffix = suffix_of(os.fsencode(path))
+    if os.path.isdir(path) and is_clevr(path):
+        return open_clevr(path, split=split, target=target, name=text)
     if os.path.isdir(path):
         _refuse_target(text, target)
         return open_folder(path, name=text)

@@ -30,6 +30,8 @@ class Rendered:
     """(S, 64, 64, 3)."""
     depth: Floats
     """(S, 64, 64) along the camera's axis to the centre of each pixel, floor included."""
+    segments: NDArray[np.uint8]
+    """(S, 64, 64) what the centre of each pixel shows: 0 the floor, else 1 + the object's shape."""
     count: Ints
     """(S,) number of objects, 3 to 10."""
     shape: Ints
@@ -49,7 +51,7 @@ def render(seed: int, samples: Ints) -> Rendered:
         seed: Of the data set.
         samples: (S,) numbers.
     """
-    scenes, visible, depth = _draw_visible(seed, np.asarray(samples, np.int64))
+    scenes, visible, ids, depth = _draw_visible(seed, np.asarray(samples, np.int64))
     colours = np.zeros((3, len(samples), SIDE * SIDE), np.float32)
     objects, shadows = cover_objects(scenes), cover_shadows(scenes)
     sky = open_sky(scenes, rays(scenes, *_grid((0, 0))))
@@ -62,9 +64,11 @@ def render(seed: int, samples: Ints) -> Rendered:
 
     largest = visible.argmax(axis=1)
     rows = np.arange(len(samples))
+    segments = np.where(ids >= 0, 1 + np.take_along_axis(scenes.shape, ids.clip(0), axis=1), 0)
     return Rendered(
         images=np.ascontiguousarray(pixels.transpose(1, 2, 0)).reshape(-1, SIDE, SIDE, 3),
         depth=depth.reshape(-1, SIDE, SIDE),
+        segments=segments.astype(np.uint8).reshape(-1, SIDE, SIDE),
         count=scenes.count,
         shape=scenes.shape[rows, largest],
         colour=scenes.colour[rows, largest],
@@ -73,8 +77,11 @@ def render(seed: int, samples: Ints) -> Rendered:
     )
 
 
-def _draw_visible(seed: int, samples: Ints) -> tuple[Scenes, Ints, Floats]:
-    """Scenes of which every object shows MIN_VISIBLE pixels, visible pixels (S, K), and depth (S, P)."""
+def _draw_visible(seed: int, samples: Ints) -> tuple[Scenes, Ints, Ints, Floats]:
+    """Scenes of which every object shows MIN_VISIBLE pixels, visible pixels (S, K), what each pixel shows, and depth.
+
+    (S, P) each: the slot of an object or −1, and the distance along the camera's axis.
+    """
     waiting, done = np.arange(len(samples)), []
     for attempt in range(_ATTEMPTS):
         scenes = draw(seed, samples[waiting], np.full(len(waiting), attempt))
@@ -86,15 +93,16 @@ def _draw_visible(seed: int, samples: Ints) -> tuple[Scenes, Ints, Floats]:
         floor = scenes.eye[:, 2, None] / -directions[2]
         depth = np.where(ids >= 0, distance, floor)
         kept = np.flatnonzero(good)
-        done.append((waiting[kept], scenes[kept], visible[kept], depth[kept]))
+        done.append((waiting[kept], scenes[kept], visible[kept], ids[kept], depth[kept]))
         waiting = waiting[~good]
         if len(waiting) == 0:
             break
     assert len(waiting) == 0, f"scenes {samples[waiting]} cannot be drawn"
     order = np.argsort(np.concatenate([places for places, *_ in done]))
     return (
-        join([scenes for _, scenes, _, _ in done])[order],
-        np.concatenate([visible for *_, visible, _ in done])[order],
+        join([scenes for _, scenes, *_ in done])[order],
+        np.concatenate([visible for *_, visible, _, _ in done])[order],
+        np.concatenate([ids for *_, ids, _ in done])[order],
         np.concatenate([depth for *_, depth in done])[order],
     )
 

@@ -28,8 +28,8 @@ from openjepa.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of the pictures: to be raised with every change that moves a pixel or a label."""
+VERSION = 2
+"""Of what is kept: to be raised with every change that moves a pixel or a label, or adds to them."""
 SEEDS = {"train": 1, "test": 2}
 SIZES = {"train": 20_000, "test": 4_000}
 DISTANCE_EDGES = (6.123, 6.616, 7.057, 7.5, 7.987)
@@ -46,11 +46,13 @@ TARGETS = {
     ),
 }
 """Labels and their classes; the first is the default."""
+SEGMENTS = ("floor", *SHAPES)
+"""What a pixel can show."""
 
 
 @dataclass(frozen=True, eq=False)
 class SceneSource:
-    """A split of `scenes`; the `Source` protocol, and exact depth maps. Pixels stay on the disk until read."""
+    """A split of `scenes`: the `Source` protocol, exact depth, what each pixel shows; on the disk until read."""
 
     name: str
     folder: Path
@@ -71,6 +73,16 @@ class SceneSource:
         """Depth of each pixel's centre along the camera's axis, (64, 64), in the scenes' unit of length."""
         depth: NDArray[np.float32] = _mapped(self.folder / "depth.npy")[index]
         return depth
+
+    def segments(self, index: int) -> NDArray[np.uint8]:
+        """What each pixel shows, (64, 64), places in `segment_names`."""
+        segments: NDArray[np.uint8] = _mapped(self.folder / "segments.npy")[index]
+        return segments
+
+    @property
+    def segment_names(self) -> tuple[str, ...]:
+        """What a pixel can show."""
+        return SEGMENTS
 
     def path(self, index: int) -> str:
         """The data set's name and the sample's number."""
@@ -103,7 +115,7 @@ def open_scenes(*, split: str, target: str | None = None) -> SceneSource:
         fingerprint = (folder / "sha256").read_text(encoding="ascii")
     except OSError as error:
         raise DataError(
-            f"{folder}: scenes cannot be kept here: {error}. Make room for 0.7 GB, or name another folder in "
+            f"{folder}: scenes cannot be kept here: {error}. Make room for 0.8 GB, or name another folder in "
             "the environment variable OPENJEPA_CACHE."
         ) from error
     return SceneSource(f"scenes:{split}", folder, labels, TARGETS[target], fingerprint)
