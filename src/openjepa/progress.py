@@ -96,7 +96,7 @@ class ImageProgress(_Shown):
         self, total: int, *, done: int = 0, console: Console | None = None, quiet: bool = False
     ) -> None:
         self.console = console or Console(file=sys.stderr, quiet=quiet)
-        self._total, self._first = total, done
+        self._total, self._first, self._done = total, done, done
         self._bar = Progress(
             TextColumn("{task.completed:,} of {task.total:,} images"),
             BarColumn(),
@@ -110,9 +110,13 @@ class ImageProgress(_Shown):
         self._task = self._bar.add_task("images", total=total, completed=done, rate="–", left="–")
         self._start = self._last_line = time.monotonic()
 
+    def advance(self, num: int) -> None:
+        """Show that so many more images are done."""
+        self.update(self._done + num)
+
     def update(self, done: int) -> None:
         """Show that ``done`` images of all are done."""
-        now = time.monotonic()
+        self._done, now = done, time.monotonic()
         rate = (done - self._first) / max(now - self._start, 1e-9)
         left = _clock((self._total - done) / rate) if rate else "–"
         self._bar.update(self._task, completed=done, rate=f"{rate:,.1f}", left=left)

@@ -8,26 +8,47 @@ Later layers win, and unknown keys are refused with a suggestion:
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import ValidationError
 
-from openjepa.config import Config
+from openjepa.config import Config, Section
 from openjepa.errors import UserError
 
+Settings = TypeVar("Settings", bound=Section)
 
+
+@overload
 def load_config(
     base: Mapping[str, Any],
     *,
     file: str | Path | None = None,
     overrides: Iterable[str] = (),
     changes: Mapping[str, Any] | None = None,
-) -> Config:
+) -> Config: ...
+@overload
+def load_config(
+    base: Mapping[str, Any],
+    *,
+    schema: type[Settings],
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    changes: Mapping[str, Any] | None = None,
+) -> Settings: ...
+def load_config(
+    base: Mapping[str, Any],
+    *,
+    schema: type[Section] = Config,
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    changes: Mapping[str, Any] | None = None,
+) -> Section:
     """Put a configuration together: base, then the file, then ``KEY=VALUE`` overrides, then changes by dotted key.
 
     Args:
         base: Nested settings to start from: a preset, or a saved configuration.
+        schema: What they are settings of: a run, by default.
         file: YAML file with nested or dotted keys.
         overrides: Texts such as ``optim.lr=1e-3``; the value is read as YAML.
         changes: Dotted keys and values, from options of the command line.
@@ -49,14 +70,14 @@ def load_config(
     if dict(layers).get("masks.name", masks.get("name")) != masks.get("name"):
         tree["masks"] = {}  # the base's settings are those of another sampler
     for key, value in layers:
-        set_key(tree, key, value)
+        set_key(tree, key, value, schema=schema)
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error)) from None
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Section) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
@@ -76,15 +97,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+def set_key(tree: dict[str, Any], key: str, value: Any, *, schema: type[Section] = Config) -> None:
     """Set a dotted key in nested settings, refusing keys that the configuration does not have.
 
     Raises:
         UserError: An unknown key, with the nearest known ones.
     """
-    known = known_keys()
+    known = known_keys(schema)
     section, _, _ = key.partition(".")
-    if key not in known and not (section == "masks" and key.count(".") == 1):
+    of_sampler = schema is Config and section == "masks" and key.count(".") == 1
+    if key not in known and not of_sampler:
         close = difflib.get_close_matches(key, known, n=4, cutoff=0.5)
         leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = ", ".join(dict.fromkeys(leaf + close)) or "see docs/configuration.md"
@@ -95,9 +117,9 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[name] = value
 
 
-def known_keys() -> list[str]:
+def known_keys(schema: type[Section] = Config) -> list[str]:
     """Every dotted key of the configuration (the settings of a mask sampler come on top)."""
-    return [key for key, _ in _flatten(Config().model_dump(mode="json"))]
+    return [key for key, _ in _flatten(schema().model_dump(mode="json"))]
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -50,6 +50,15 @@ def test_split_is_stratified_and_complete() -> None:
     assert not torch.equal(validation.sort().values, validation_split(labels, seed=4)[1].sort().values)
 
 
+def test_views_of_an_image_stay_on_one_side_and_the_first_chooses() -> None:
+    labels = torch.arange(60) % 3
+    fit, validation = validation_split(labels, seed=0)
+    fit_views, chosen_on = validation_split(labels.repeat(3), seed=0, num_views=3)
+    assert torch.equal(chosen_on, validation)
+    assert torch.equal(fit_views.unflatten(0, (3, -1)) % 60, fit.expand(3, -1))
+    assert len(fit_views.unique()) == 3 * len(fit)
+
+
 def test_one_image_of_each_class_is_refused() -> None:
     with pytest.raises(DataError, match="5 images of 5 classes"):
         validation_split(torch.arange(5), seed=0)
@@ -133,7 +142,7 @@ def test_a_head_is_what_autograd_and_torch_sgd_make_of_it() -> None:
         torch.nn.functional.cross_entropy(head(norm(x[rows])), y[rows]).backward()
         sgd.step()
         schedule.step()
-    assert ours.settings["head"] == "features, BatchNorm"
+    assert ours.settings["head"] == "last layer, BatchNorm"
     norm.eval()
     norm.running_mean, norm.running_var = x[rows].mean(dim=0), x[rows].var(dim=0)
     assert torch.equal(head(norm(x)).argmax(dim=1), ours.predictions)

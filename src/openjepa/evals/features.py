@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from openjepa.data.preprocess import normalise
 from openjepa.errors import CheckpointError
+from openjepa.evals.heads import Head
 
 Encoder = Callable[[Tensor], Tensor]
 """Normalised images (B, C, H, W) float32 -> patch representations (B, P, D), in evaluation mode; or (B, L, P, D), those
@@ -40,11 +41,13 @@ class Result:
         top1: Fraction of the test images that were classified correctly, in [0, 1].
         predictions: Predicted class of each test image, (num_test,) int64.
         settings: What the protocol was run with and what it chose, for the result file.
+        head: What classifies, where it is a linear function.
     """
 
     top1: float
     predictions: Tensor
     settings: Mapping[str, Any] = field(default_factory=dict)
+    head: Head | None = None
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -55,6 +58,11 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 def pooled(encode: Encoder) -> Featuriser:
     """The mean over patches of the encoder's output, (B, P, D) -> (B, D), layer by layer where there are several."""
     return lambda images: encode(images).float().mean(dim=-2)
+
+
+def by_layer(features: Tensor) -> Tensor:
+    """(N, D) -> (N, 1, D): the features of one layer; those of several (N, L, D) as they are."""
+    return features if features.ndim == 3 else features[:, None]
 
 
 def raw_pixels(images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.evals.features import Result, accuracy
+from openjepa.evals.heads import folded
 from openjepa.evals.splits import validation_split
 
 Solver = Literal["sklearn", "torch"]
@@ -36,6 +37,7 @@ def logistic(
     strengths: Sequence[float] = STRENGTHS,
     solver: Solver | None = None,
     seed: int = 0,
+    num_views: int = 1,
 ) -> Result:
     """Logistic regression with an L2 penalty on standardised features, solved to its optimum.
 
@@ -50,6 +52,7 @@ def logistic(
         strengths: Values of C to choose from.
         solver: `sklearn`, `torch`, or None: scikit-learn on small data. Both find the same optimum.
         seed: For the validation split.
+        num_views: How often each training image is there, see `validation_split`.
 
     Returns:
         Accuracy, predictions (T,) and settings, among them the C that was chosen.
@@ -57,7 +60,7 @@ def logistic(
     Raises:
         DataError: No class has two images.
     """
-    fit, validation = validation_split(train_y, seed=seed)
+    fit, validation = validation_split(train_y, seed=seed, num_views=num_views)
     if solver is None:
         small = train_x.device.type == "cpu" and train_x.numel() <= _SCIKIT_MAX_ELEMENTS
         solver = "sklearn" if small else "torch"
@@ -83,9 +86,10 @@ def logistic(
             break  # the last two were no better, and weaker penalties take ever longer to solve
 
     weight, bias = solve(x, y, strength=best, variances=variances)
+    head = folded(weight @ axes.T, bias, shift=mean, scale=std, num_layers=1)
     predictions = F.linear((test_x - mean) / std @ axes, weight, bias).argmax(dim=1)
     settings = {"C": best, "solver": solver, "validation_top1": scores[best], "seed": seed}
-    return Result(accuracy(predictions, test_y), predictions, settings)
+    return Result(accuracy(predictions, test_y), predictions, settings, head)
 
 
 def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:

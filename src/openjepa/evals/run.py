@@ -2,77 +2,34 @@
 
     openjepa evaluate runs/mine --train cifar10:train --test cifar10:test --baselines --out evaluation.json
 
-Each image is decoded once and embedded once by each encoder; all protocols use these features. Most classify by the
-data's own label; `count` and `depth` (Clevr/Count and Clevr/Dist of the paper) are linear probes on labels of theirs.
+Each image is decoded once and embedded once by each encoder; all protocols use these features.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.loader import evaluate_batches
 from openjepa.data.sources import Source
-from openjepa.errors import DataError, UserError
-from openjepa.evals.features import Encoder, Featuriser, Result, extract, pooled, raw_pixels
-from openjepa.evals.knn import knn
-from openjepa.evals.linear import linear
-from openjepa.evals.logistic import logistic
+from openjepa.errors import UserError
+from openjepa.evals.bars import Bar, Bars, no_bar
+from openjepa.evals.config import EvalConfig
+from openjepa.evals.features import Encoder, Featuriser, by_layer, extract, pooled, raw_pixels
+from openjepa.evals.labels import Labels, shared_classes
+from openjepa.evals.protocols import PROTOCOLS, Outcome, Split
+from openjepa.evals.result import figures
+from openjepa.evals.store import FeatureStore
 
 _log = logging.getLogger(__name__)
-
-
-class Evaluator(Protocol):
-    """A way to classify by features."""
-
-    def __call__(
-        self, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int
-    ) -> Result:
-        """Features (N, L, D) of the last layers and labels (N,) to fit on; features and labels of T images to test."""
-
-
-class Task(NamedTuple):
-    """What is classified, and how."""
-
-    fit: Evaluator
-    column: str | None = None
-    """The label that it is about; None is the data's own."""
-
-
-def _by_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int) -> Result:
-    return knn(train_x[:, -1], train_y, test_x[:, -1], test_y)
-
-
-def _by_logistic(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int) -> Result:
-    return logistic(train_x[:, -1], train_y, test_x[:, -1], test_y, seed=seed)
-
-
-def _linear_with_knn(
-    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int
-) -> Result:
-    """A linear probe, with the accuracy of a k-NN among its settings."""
-    found = linear(train_x, train_y, test_x, test_y, seed=seed)
-    beside = {"knn_top1": _by_knn(train_x, train_y, test_x, test_y, seed=seed).top1}
-    return Result(found.top1, found.predictions, {**beside, **found.settings})
-
-
-PROTOCOLS: dict[str, Task] = {
-    "knn": Task(_by_knn),
-    "linear": Task(linear),
-    "logistic": Task(_by_logistic),
-    "count": Task(_linear_with_knn, "count"),
-    "depth": Task(_linear_with_knn, "distance"),
-}
-OWN_LABELS = {name: task.column for name, task in PROTOCOLS.items() if task.column is not None}
-"""Protocols on labels of their own, and which."""
+_TOLD = ("top1", "knn_top1", "miou", "rmse", "delta1")
 
 
 def evaluate(
@@ -90,7 +47,10 @@ def evaluate(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str | torch.device = "cpu",
-    seed: int = 0,
+    config: EvalConfig | None = None,
+    store: FeatureStore | None = None,
+    bars: Bars = no_bar,
+    on_outcome: Callable[[str, Outcome, Labels], None] = lambda protocol, outcome, labels: None,
 ) -> dict[str, Any]:
     """Classifies test images by frozen features, in several ways.
 
@@ -101,7 +61,7 @@ def evaluate(
         test: Labelled images with the same classes.
         mean: Channel means in [0, 1], as the checkpoint holds them.
         std: Channel standard deviations in [0, 1], as the checkpoint holds them.
-        protocols: Names from ``PROTOCOLS``.
+        protocols: Names from ``PROTOCOLS``; with none, labels are checked and counted.
         label_sources: For each label of ``OWN_LABELS`` that a protocol needs, the sources of ``train`` and ``test``
             opened for that label.
         random_init: The same encoder before training. With it come both baselines: it, and raw pixels.
@@ -110,7 +70,10 @@ def evaluate(
         batch_size: Images embedded at once.
         num_workers: Processes that decode.
         device: Where to embed and fit.
-        seed: For validation splits and the order of images.
+        config: Settings of the protocols; by default the paper's and the customary ones.
+        store: Where features are kept for the next evaluation: it knows `encoder`, `random_init` and `raw_pixels`.
+        bars: Shows how far embedding is.
+        on_outcome: Called with each protocol on the encoder's own features, what it found, and the labels it is about.
 
     Returns:
         What `evaluate --out` writes: ``checkpoint``, ``encoder``, ``num_train``, ``num_test``,
@@ -123,166 +86,171 @@ def evaluate(
         DataError: Labels are missing, are of one class only, or differ between train and test.
         CheckpointError: Features are NaN or infinite.
     """
-    if unknown := sorted(set(protocols) - set(PROTOCOLS)):
-        raise UserError(f"--protocols: {', '.join(unknown)} not known; choose from {', '.join(PROTOCOLS)}")
+    config = config or EvalConfig()
     sources: dict[str | None, tuple[Source, Source]] = {None: (train.source, test.source)}
     sources.update(label_sources or {})
+    check(protocols, sources[None])
     columns = {PROTOCOLS[name].column for name in protocols} | {None}
-    for column in columns:
-        _shared_classes(sources[column], [source.labels for source in sources[column]])  # before the work
+    for column in columns - {None}:
+        shared_classes(sources[column], [source.labels for source in sources[column]])  # before the work
 
     own = f"{checkpoint} ({encoder} encoder)"
-    featurisers: dict[str, Featuriser] = {own: pooled(encode)}
+    kinds = [_Kind(own, "encoder", pooled(encode))]
     if random_init is not None:
-        featurisers |= {"random_init": pooled(random_init), "raw_pixels": raw_pixels}
+        kinds += [
+            _Kind("random_init", "random_init", pooled(random_init)),
+            _Kind("raw_pixels", "raw_pixels", raw_pixels),
+        ]
+    kinds = kinds if protocols else []
     features, samples = [], []
-    for dataset in (train, test):
-        found: list[NDArray[np.int64]] = []
-        start = time.perf_counter()
-        images = _images(dataset, found, batch_size=batch_size, num_workers=num_workers)
-        features.append(extract(featurisers, batches=images, mean=mean, std=std, device=device))
-        samples.append(np.concatenate(found))
-        seconds = time.perf_counter() - start
-        _log.info("%s: %d images embedded (%.0f s)", dataset.source.name, len(samples[-1]), seconds)
-    labels = {column: _Labels(sources[column], samples, device) for column in columns}
+    for dataset, num_random in ((train, config.views), (test, 0)):
+        view = _View(dataset, batch_size, num_workers, num_random, config.seed, bars)
+        found, places = _embed(kinds, view, mean=mean, std=std, device=device, store=store)
+        features.append(found)
+        samples.append(places)
+    labels = {column: Labels(sources[column], samples, device) for column in columns}
 
-    results: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in featurisers:
-        train_x, test_x = (_by_layer(split.pop(name)).to(device) for split in features)
-        results[name] = {
-            protocol: _score(name, protocol, (train_x, test_x), labels[PROTOCOLS[protocol].column], seed=seed)
-            for protocol in protocols
-        }
+    results: dict[str, dict[str, dict[str, Any]]] = {own: {}}
+    for name in [kind.name for kind in kinds]:
+        train_x, test_x = (by_layer(split.pop(name)).to(device) for split in features)
+        results[name] = {}
+        for protocol in protocols:
+            about = labels[PROTOCOLS[protocol].column]
+            outcome = _score(name, protocol, (train_x, test_x), about, config)
+            results[name][protocol] = outcome.scores
+            if name == own:
+                on_outcome(protocol, outcome, about)
 
     return {
         "checkpoint": checkpoint,
         "encoder": encoder,
-        "num_train": len(labels[None].values[0]),
+        "num_train": len(labels[None].values[0]) // (1 + config.views),
         "num_test": len(labels[None].values[1]),
         "majority_class": labels[None].majority,
         "protocols": results.pop(own),
         "baselines": {
-            baseline: {
-                name: {key: scores[key] for key in ("top1", "knn_top1") if key in scores}
-                for name, scores in found.items()
-            }
-            for baseline, found in results.items()
+            baseline: {name: without_settings(scores) for name, scores in scored.items()}
+            for baseline, scored in results.items()
         },
     }
 
 
+def check(protocols: Sequence[str], sources: tuple[Source, Source]) -> None:
+    """Refuse protocols that are not known, and training and test images whose own labels do not fit together.
+
+    Raises:
+        UserError: An unknown protocol.
+        DataError: Labels are missing, are of one class only, or differ between train and test.
+    """
+    if unknown := sorted(set(protocols) - set(PROTOCOLS)):
+        raise UserError(f"--protocols: {', '.join(unknown)} not known; choose from {', '.join(PROTOCOLS)}")
+    shared_classes(sources, [source.labels for source in sources])
+
+
 def _score(
-    name: str, protocol: str, features: tuple[Tensor, Tensor], labels: "_Labels", *, seed: int
-) -> dict[str, Any]:
-    """One protocol on one kind of features: accuracy, that of the most frequent class, and settings."""
+    name: str, protocol: str, features: tuple[Tensor, Tensor], labels: Labels, config: EvalConfig
+) -> Outcome:
+    """One protocol on one kind of features; its scores with the accuracy of always saying the most frequent class."""
     start = time.perf_counter()
-    train_x, test_x = (part[rows] for part, rows in zip(features, labels.rows, strict=True))
-    result = PROTOCOLS[protocol].fit(train_x, labels.values[0], test_x, labels.values[1], seed=seed)
-    seconds = time.perf_counter() - start
-    _log.info("%s, %s: %.1f %% (%.0f s)", name, protocol, 100 * result.top1, seconds)
-    return {"top1": result.top1, "majority_class": labels.majority, **result.settings}
-
-
-def _by_layer(features: Tensor) -> Tensor:
-    """(N, D) -> (N, 1, D): the features of one layer; those of several (N, L, D) as they are."""
-    return features if features.ndim == 3 else features[:, None]
-
-
-def format_table(result: Mapping[str, Any]) -> Table:
-    """The accuracies of a result of ``evaluate`` side by side, for a terminal (rich)."""
-    title = (
-        f"{result['checkpoint']} · {result['encoder']} encoder · top-1 on {result['num_test']:,} test images"
+    train, test = (
+        Split(part[rows], values)
+        for part, rows, values in zip(features, labels.rows, labels.values, strict=True)
     )
-    table = Table(title=Text(title))  # no markup: a path may look like it
-    columns = {"encoder": result["protocols"], **result["baselines"]}
-    table.add_column("protocol")
-    for name in columns:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("most frequent class", justify="right")
-    for protocol, scores in result["protocols"].items():
-        shown = [*(column[protocol]["top1"] for column in columns.values()), scores["majority_class"]]
-        table.add_row(protocol, *(f"{value:.1%}" for value in shown))
-    return table
+    found = PROTOCOLS[protocol].fit(train, test, config, classes=labels.names)
+    seconds = time.perf_counter() - start
+    for label, top1 in figures({protocol: found.scores}).items():
+        _log.info("%s, %s: %.1f %% (%.0f s)", name, label, 100 * top1, seconds)
+    return Outcome({**found.scores, "majority_class": labels.majority}, found.head)
 
 
-class _Labels:
-    """One label of the images that were embedded: which rows have it, its values, the same numbers in both splits.
-
-    Raises:
-        DataError: As `_shared_classes`, for the images that could be read.
-    """
-
-    def __init__(
-        self,
-        sources: tuple[Source, Source],
-        samples: Sequence[NDArray[np.int64]],
-        device: str | torch.device,
-    ) -> None:
-        found = [np.asarray(source.labels)[part] for source, part in zip(sources, samples, strict=True)]
-        names = _shared_classes(sources, found)
-        self.rows, self.values = [], []
-        for source, numbers in zip(sources, found, strict=True):
-            rows = np.flatnonzero(numbers >= 0)
-            if len(rows) < len(numbers):
-                _log.warning("%s: %d images have no label", source.name, len(numbers) - len(rows))
-            self.rows.append(torch.from_numpy(rows).to(device))
-            self.values.append(_renumber(numbers[rows], source=source, names=names).to(device))
-        self.majority = (self.values[1] == self.values[0].mode().values).double().mean().item()
+def without_settings(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What a baseline tells of a protocol: its figures."""
+    told = {key: scores[key] for key in _TOLD if key in scores}
+    return told or {
+        size: {key: part[key] for key in ("top1", "std")}
+        for size, part in scores.items()
+        if isinstance(part, Mapping)
+    }
 
 
-def _images(
-    dataset: ImageDataset, samples: list[NDArray[np.int64]], *, batch_size: int, num_workers: int
-) -> Iterator[Tensor]:
-    """Evaluation views (B, C, H, W) of the images that can be read; their places are added to ``samples``."""
-    num_left_out = 0
-    for batch in evaluate_batches(dataset, batch_size=batch_size, num_workers=num_workers):
-        num_left_out += len(batch.bad)
-        samples.append(batch.samples)
-        yield batch.images
-    if num_left_out:
-        _log.warning("%s: %d unreadable images are left out", dataset.source.name, num_left_out)
+class _Kind(NamedTuple):
+    """A kind of features."""
+
+    name: str
+    """In results and errors."""
+    key: str
+    """For the store, which knows an encoder by what it is and not by what it is called."""
+    featurise: Featuriser
 
 
-def _shared_classes(sources: tuple[Source, Source], labels: Sequence[NDArray[np.int64] | None]) -> list[str]:
-    """Names of the classes that images have, the same in train and test; -1 is an image without a label.
+@dataclass
+class _View:
+    """How the images of a data set are shown: of each the centre crop, then random ones."""
 
-    Raises:
-        DataError: No labels, one class only, or a class that the other data set lacks.
-    """
-    train, test = sources
-    names = []
-    for option, source, numbers in zip(("--train", "--test"), sources, labels, strict=True):
-        present = [] if numbers is None else [source.classes[i] for i in np.unique(numbers[numbers >= 0])]
-        if not present:
-            raise DataError(
-                f"{option} {source.name}: no image has a label; give a folder with a subfolder for each class, "
-                "or name a manifest's label column with --target"
-            )
-        names.append(present)
-    if differences := [
-        f"{option} {source.name} has {_some(missing)}, the other does not"
-        for option, source, missing in (
-            ("--train", train, sorted(set(names[0]) - set(names[1]))),
-            ("--test", test, sorted(set(names[1]) - set(names[0]))),
-        )
-        if missing
-    ]:
-        raise DataError(f"train and test must have images of the same classes, but {'; '.join(differences)}")
-    if len(names[0]) == 1:
-        raise DataError(
-            f"--train {train.name}: all images are of one class, {names[0][0]!r}; at least two are needed: "
-            "give a folder with a subfolder for each class, or another --target"
-        )
-    return names[0]
+    dataset: ImageDataset
+    batch_size: int
+    num_workers: int
+    num_random: int
+    seed: int
+    bars: Bars
+    samples: list[NDArray[np.int64]] = field(default_factory=list)
+    """Places in the data of the images shown so far."""
+
+    @property
+    def key(self) -> str:
+        """For the store."""
+        random = f", {self.num_random} random views of seed {self.seed}" if self.num_random else ""
+        return f"{self.dataset.source.fingerprint}{random}"
+
+    def images(self) -> Iterator[Tensor]:
+        """Batches (B, C, H, W) uint8 of the images that can be read."""
+        with self.bars(len(self.dataset) * (1 + self.num_random)) as bar:
+            yield from self._images(bar)
+
+    def _images(self, bar: Bar) -> Iterator[Tensor]:
+        num_left_out = 0
+        for batch in evaluate_batches(self.dataset, batch_size=self.batch_size, num_workers=self.num_workers):
+            num_left_out += len(batch.bad)
+            self.samples.append(batch.samples)
+            yield batch.images
+            bar.advance(len(batch.samples))
+        if num_left_out:
+            _log.warning("%s: %d unreadable images are left out", self.dataset.source.name, num_left_out)
+        readable = np.concatenate(self.samples)
+        for epoch in range(self.num_random):
+            for start in range(0, len(readable), self.batch_size):
+                rows = readable[start : start + self.batch_size]
+                self.samples.append(rows)
+                yield self.dataset.batch(rows, epoch, self.seed).images
+                bar.advance(len(rows))
 
 
-def _renumber(labels: NDArray[np.int64], *, source: Source, names: Sequence[str]) -> Tensor:
-    """The source's labels (N,) as places in ``names``, for every data set numbers its own classes."""
-    places = {name: place for place, name in enumerate(names)}
-    table = np.array([places.get(name, -1) for name in source.classes])
-    return torch.from_numpy(table[labels])
-
-
-def _some(names: Sequence[str], *, most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
+def _embed(
+    kinds: Sequence[_Kind],
+    view: _View,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str | torch.device,
+    store: FeatureStore | None,
+) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
+    """Features of all kinds by name, from the store where it has them, and the places (N,) of their images."""
+    if not kinds:
+        return {}, np.arange(len(view.dataset))
+    features: dict[str, Tensor] = {}
+    places: NDArray[np.int64] | None = None
+    for kind in kinds:
+        if store is not None and (kept := store.load(kind.key, view.key)) is not None:
+            features[kind.name], places = kept
+    if missing := [kind for kind in kinds if kind.name not in features]:
+        start = time.perf_counter()
+        featurisers = {kind.name: kind.featurise for kind in missing}
+        features |= extract(featurisers, batches=view.images(), mean=mean, std=std, device=device)
+        places = np.concatenate(view.samples)
+        seconds = time.perf_counter() - start
+        _log.info("%s: %d images embedded (%.0f s)", view.dataset.source.name, len(places), seconds)
+        if store is not None:
+            for kind in missing:
+                store.save(kind.key, view.key, features[kind.name], places)
+    assert places is not None
+    return features, places

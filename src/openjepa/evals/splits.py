@@ -8,7 +8,7 @@ from openjepa.errors import DataError
 from openjepa.rng import uniform
 
 
-def validation_split(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+def validation_split(labels: Tensor, *, seed: int, num_views: int = 1) -> tuple[Tensor, Tensor]:
     """Splits the training images: rows to fit on (about 90 %) and rows to choose settings on.
 
     Within each class the images are ranked at random, and the 2nd, 12th, 22nd … are held out. So the split
@@ -17,14 +17,16 @@ def validation_split(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
     Args:
         labels: (N,) int64.
         seed: The split is a pure function of the labels and the seed.
+        num_views: Rows are so many views of the same images, all images once, then all again. All views of an image
+            are on one side, and settings are chosen on the first.
 
     Returns:
-        Row numbers of the two parts, int64, together a permutation of range(N).
+        Row numbers of the two parts, int64; with one view together a permutation of range(N).
 
     Raises:
         DataError: No class has two images.
     """
-    classes = labels.cpu().numpy()
+    classes = labels[: len(labels) // num_views].cpu().numpy()
     order = np.lexsort((uniform(seed, "validation", np.arange(len(classes)), num=1)[:, 0], classes))
     rank = np.arange(len(classes)) - np.searchsorted(classes[order], classes[order])
     held_out = rank % 10 == 1
@@ -34,4 +36,9 @@ def validation_split(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
             "a linear probe needs two of some class, one to fit and one to validate on: add images"
         )
     fit, validation = torch.from_numpy(order[~held_out]), torch.from_numpy(order[held_out])
-    return fit.to(labels.device), validation.to(labels.device)
+    return all_views(fit, len(classes), num_views).to(labels.device), validation.to(labels.device)
+
+
+def all_views(rows: Tensor, num_images: int, num_views: int) -> Tensor:
+    """The rows (n,) of some images in all their views, (num_views · n,)."""
+    return (rows + num_images * torch.arange(num_views)[:, None]).flatten()

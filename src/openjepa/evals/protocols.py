@@ -1,0 +1,93 @@
+"""The protocols on frozen features by name: what each classifies, and how.
+
+Most classify by the data's own label; `count` and `depth` (Clevr/Count and Clevr/Dist of the paper) are linear probes
+on labels of theirs.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from openjepa.evals.config import EvalConfig
+from openjepa.evals.features import Result
+from openjepa.evals.fewshot import fewshot
+from openjepa.evals.heads import Head
+from openjepa.evals.knn import knn
+from openjepa.evals.linear import linear
+from openjepa.evals.logistic import logistic
+
+
+class Split(NamedTuple):
+    """Features of the last layers (N, L, D) and labels (N,) of training or test images."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Outcome(NamedTuple):
+    """What a protocol found."""
+
+    scores: dict[str, Any]
+    """For the result: accuracies and settings."""
+    head: Head | None = None
+    """What classifies, where it is a linear function of the features."""
+
+
+class Evaluator(Protocol):
+    """A way to classify by features."""
+
+    def __call__(self, train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> "Outcome":
+        """What to fit on, what to test, and the names of the labels."""
+
+
+class Task(NamedTuple):
+    """What is classified, and how."""
+
+    fit: Evaluator
+    column: str | None = None
+    """The label that it is about; None is the data's own."""
+
+
+def _told(result: Result) -> Outcome:
+    return Outcome({"top1": result.top1, **result.settings}, result.head)
+
+
+def _by_knn(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
+    return _told(knn(train.x[:, -1], train.y, test.x[:, -1], test.y, **config.knn.model_dump()))
+
+
+def _by_linear(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
+    return _told(
+        linear(*train, *test, seed=config.seed, num_views=1 + config.views, **config.linear.model_dump())
+    )
+
+
+def _by_logistic(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
+    settings = config.logistic.model_dump()
+    settings |= {"seed": config.seed, "num_views": 1 + config.views}
+    return _told(logistic(train.x[:, -1], train.y, test.x[:, -1], test.y, **settings))
+
+
+def _by_few(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
+    settings = {**config.linear.model_dump(), **config.fewshot.model_dump(), "num_views": 1 + config.views}
+    return Outcome(fewshot(*train, *test, seed=config.seed, classes=classes, **settings))
+
+
+def _linear_with_knn(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
+    """A linear probe, with the accuracy of a k-NN beside it."""
+    near = _by_knn(train, test, config, classes=classes).scores
+    found = _by_linear(train, test, config, classes=classes)
+    return Outcome({**found.scores, "knn_top1": near["top1"]}, found.head)
+
+
+PROTOCOLS: dict[str, Task] = {
+    "knn": Task(_by_knn),
+    "linear": Task(_by_linear),
+    "logistic": Task(_by_logistic),
+    "fewshot": Task(_by_few),
+    "count": Task(_linear_with_knn, "count"),
+    "depth": Task(_linear_with_knn, "distance"),
+}
+OWN_LABELS = {name: task.column for name, task in PROTOCOLS.items() if task.column is not None}
+"""Protocols on labels of their own, and which."""
