@@ -8,63 +8,27 @@ own schedule, not a point on the way of a longer one. Minutes are those that the
 
 import argparse
 import json
-from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
 
-from matplotlib.figure import Figure
+from openjepa.viz.compute import Point, draw_compute, pretraining_minutes
 
 PROTOCOLS = {"linear": "Linear probe", "knn": "k-NN"}
-COLOURS = ("#2458a6", "#c8502d", "#777777", "#3a8a4d")
-
-
-class Point(NamedTuple):
-    """One run."""
-
-    minutes: float
-    scores: dict[str, float]
-    """Top-1 in percent by protocol."""
 
 
 def read_run(folder: Path) -> Point:
-    """Minutes, those of a first stage among them, and scores of a run.
+    """Minutes and scores of a run.
 
     Raises:
         SystemExit: The folder lacks a file that `pretrain` or `evaluate` writes.
     """
-    stages = [stage for stage in (folder / "first-stage", folder) if stage == folder or stage.is_dir()]
+    minutes = pretraining_minutes(folder)
+    if minutes is None:
+        raise SystemExit(f"{folder / 'metrics.jsonl'}: no such file; pretrain this run first")
     try:
-        seconds = [last_row(stage / "metrics.jsonl")["seconds"] for stage in stages]
         result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SystemExit(f"{error.filename}: no such file; pretrain and evaluate this run first") from None
-    scores = {name: 100 * result["protocols"][name]["top1"] for name in PROTOCOLS}
-    return Point(sum(seconds) / 60, scores)
-
-
-def last_row(metrics: Path) -> dict[str, float]:
-    """The last line of a metrics.jsonl."""
-    row: dict[str, float] = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
-    return row
-
-
-def draw(lines: dict[str, list[Point]], out: Path) -> None:
-    """A chart for each protocol side by side, minutes on a logarithmic axis."""
-    figure = Figure(figsize=(8, 3.2), dpi=150, layout="constrained")
-    for axes, (protocol, title) in zip(figure.subplots(1, len(PROTOCOLS)), PROTOCOLS.items(), strict=True):
-        for colour, (label, points) in zip(cycle(COLOURS), lines.items(), strict=False):
-            minutes = [point.minutes for point in points]
-            axes.plot(minutes, [point.scores[protocol] for point in points], "o-", color=colour, label=label)
-        ticks = sorted({round(point.minutes) for points in lines.values() for point in points})
-        axes.set_xscale("log")
-        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        axes.set_xticks([], minor=True)
-        axes.set_title(f"{title}, %")
-        axes.set_xlabel("minutes")
-        axes.grid(color="#ddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    figure.savefig(out)
+        raise SystemExit(f"{error.filename}: no such file; evaluate this run first") from None
+    return Point(minutes, {title: result["protocols"][name]["top1"] for name, title in PROTOCOLS.items()})
 
 
 def main() -> None:
@@ -76,8 +40,8 @@ def main() -> None:
     lines = {}
     for text in arguments.lines:
         label, _, folders = text.partition("=")
-        lines[label] = sorted(read_run(Path(folder)) for folder in folders.split(","))
-    draw(lines, arguments.out)
+        lines[label] = [read_run(Path(folder)) for folder in folders.split(",")]
+    draw_compute(lines, arguments.out)
 
 
 if __name__ == "__main__":

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openjepa.apps.embed import embed
     from openjepa.apps.evaluate import evaluate
+    from openjepa.apps.predict import predict
     from openjepa.apps.pretrain import pretrain
     from openjepa.hub import load
     from openjepa.masks import Masks
 
-__all__ = ["Masks", "embed", "evaluate", "load", "pretrain"]
+__all__ = ["Masks", "embed", "evaluate", "load", "predict", "pretrain"]
 
 _HOMES = {
     "Masks": "masks",
     "embed": "apps.embed",
     "evaluate": "apps.evaluate",
     "load": "hub",
+    "predict": "apps.predict",
     "pretrain": "apps.pretrain",
 }
 

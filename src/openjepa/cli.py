@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,14 +79,19 @@ def pretrain(
 @app.command()
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(help="Run folder, checkpoint folder, shipped name or the authors' .pth.tar.")
-    ],
-    train: Annotated[str, typer.Option(help="Labelled data to fit the classifiers on.")],
-    test: Annotated[str, typer.Option(help="Labelled data to test them on.")],
+        str | None,
+        typer.Argument(help="Run folder, checkpoint folder, shipped name or the authors' .pth.tar."),
+    ] = None,
+    train: Annotated[str | None, typer.Option(help="Labelled data to fit the classifiers on.")] = None,
+    test: Annotated[str | None, typer.Option(help="Labelled data to test them on.")] = None,
     target: Annotated[str | None, typer.Option(help="Column of a manifest that holds the label.")] = None,
     protocols: Annotated[
-        str, typer.Option(help="Any of knn,linear,logistic,count,depth.")
-    ] = "knn,linear,logistic",
+        str | None,
+        typer.Option(
+            help="Any of knn,linear,logistic,fewshot,finetune,fewshot_finetune,count,depth,dense_depth,segmentation; "
+            "by default the first three."
+        ),
+    ] = None,
     encoder: Annotated[str, typer.Option(help="target (as the paper) or context.")] = "target",
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also the same encoder at random init, and raw pixels.")
@@ -95,14 +100,74 @@ def evaluate(
         int | None, typer.Option(help="Attention heads, where the file does not say.")
     ] = None,
     num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
+    save_head: Annotated[
+        Path | None, typer.Option(help="Folder for the linear head, for `openjepa predict`.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A protocol's setting, e.g. knn.k=5."),
+    ] = None,
+    suite: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Several data sets and checkpoints, one table.")
+    ] = None,
+    again: Annotated[
+        Path | None, typer.Option("--rerun", metavar="FILE", help="Make this result again, instead.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
 ) -> None:
-    """Evaluate frozen features: k-NN, linear heads, logistic regression, counting, depth."""
+    """Evaluate an encoder: k-NN, linear heads, logistic regression, few labels, fine-tuning, counting, depth."""
+    from openjepa.apps.evaluate import PROTOCOLS_BY_DEFAULT, rerun
     from openjepa.apps.evaluate import evaluate as run
+    from openjepa.apps.suite import evaluate_suite
+
+    if again is not None:
+        if (checkpoint, train, test, target, protocols, suite) != (None,) * 6 or set:
+            raise UserError("--rerun takes checkpoint, data and settings from its file: give none of them")
+        rerun(again, num_workers=num_workers, out=out)
+        return
+    options: dict[str, Any] = {
+        "encoder": encoder, "baselines": baselines, "set": set or (), "num_heads": num_heads,
+        "num_workers": num_workers, "out": out,
+    }  # fmt: skip
+    if suite is not None:
+        if (train, test, target, protocols, save_head) != (None,) * 5:
+            raise UserError("--suite takes data and protocols from its file: give no --train, --test, --target, "
+                            "--protocols or --save-head")  # fmt: skip
+        evaluate_suite(suite, checkpoint=checkpoint, **options)
+        return
+    if checkpoint is None or train is None or test is None:
+        raise UserError(
+            "what is evaluated on what? Give CHECKPOINT, --train and --test (or --suite or --rerun FILE)"
+        )
+    wanted = protocols.split(",") if protocols else PROTOCOLS_BY_DEFAULT
+    run(checkpoint, train=train, test=test, target=target, protocols=wanted, save_head=save_head, **options)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Run folder, checkpoint folder, shipped name or the authors' .pth.tar.")
+    ],
+    data: Data,
+    head: Annotated[Path, typer.Option(help="Folder that `openjepa evaluate --save-head` wrote.")],
+    out: Annotated[Path, typer.Option(help="CSV file: path, class, probability.")],
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where the file does not say.")
+    ] = None,
+    num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
+    max_bad_fraction: Annotated[
+        float, typer.Option(help="Fail when more than this fraction of the images cannot be read.")
+    ] = 0.01,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+) -> None:
+    """Classify images by a head that `openjepa evaluate` fitted."""
+    from openjepa.apps.predict import predict as run
 
     run(
-        checkpoint, train=train, test=test, target=target, protocols=protocols.split(","), encoder=encoder,
-        baselines=baselines, num_heads=num_heads, num_workers=num_workers, out=out,
+        checkpoint, data, head=head, out=out, device=device, batch_size=batch_size, num_heads=num_heads,
+        num_workers=num_workers, max_bad_fraction=max_bad_fraction, overwrite=overwrite,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from openjepa import checkpoint
 from openjepa.errors import CheckpointError
+from openjepa.evals.result import columns, rows
 from openjepa.health import Health, describe
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -197,12 +198,11 @@ def _stages(run: Path) -> str:
 
 def _figures(evaluation: Mapping[str, Any]) -> str:
     """The table of a result of `openjepa evaluate --baselines`."""
-    columns = {"this encoder": evaluation["protocols"], **evaluation["baselines"]}
-    names = ["probe", *(name.replace("_", " ") for name in columns), "most frequent class"]
+    names = ["probe", *columns(evaluation)]
     lines = [" | ".join(["", *names, ""]).strip(), "|---" * len(names) + "|"]
-    for protocol, scores in evaluation["protocols"].items():
-        shown = [*(column[protocol]["top1"] for column in columns.values()), scores["majority_class"]]
-        lines.append(" | ".join(["", protocol, *(f"{value:.1%}" for value in shown), ""]).strip())
+    for row in rows(evaluation):
+        shown = ("–" if value is None else f"{value:.1%}" for value in row.values)
+        lines.append(" | ".join(["", row.name, *shown, ""]).strip())
     return "\n".join(lines)
 
 

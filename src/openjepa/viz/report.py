@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from openjepa.evals.result import columns, rows
 from openjepa.health import Health, describe
 from openjepa.viz.curves import CURVES, draw_curve
 from openjepa.viz.pictures import Picture
@@ -151,21 +152,20 @@ def _evaluations(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def _evaluation(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """A result as the page's table wants it; the best of each row stands out."""
-    columns = {"this encoder": result["protocols"], **result["baselines"]}
-    rows = []
-    for protocol, scores in result["protocols"].items():
-        values = [column.get(protocol, {}).get("top1") for column in columns.values()]
+    lines = []
+    for row in rows(result):
+        *values, majority = row.values
         best = max(value for value in values if value is not None)
         cells = [{"text": "–" if v is None else f"{v:.1%}", "best": v == best} for v in values]
-        cells.append({"text": f"{scores['majority_class']:.1%}", "best": False})
-        rows.append({"name": protocol, "cells": cells})
+        cells.append({"text": f"{majority:.1%}", "best": False})
+        lines.append({"name": row.name, "cells": cells})
     return {
         "name": name,
         "encoder": result["encoder"],
         "num_train": f"{result['num_train']:,}",
         "num_test": f"{result['num_test']:,}",
-        "columns": [*(column.replace("_", " ") for column in columns), "most frequent class"],
-        "rows": rows,
+        "columns": columns(result),
+        "rows": lines,
     }
 
 
