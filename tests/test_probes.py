@@ -1,5 +1,6 @@
 """Which lines of metrics end a run, and what is said of a k-NN that watches it."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from make_images import encode
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.preprocess import Preprocess
 from openjepa.data.sources import open_source
-from openjepa.errors import CollapseError
+from openjepa.errors import CollapseError, UserError
 from openjepa.methods import build
 from openjepa.models.architecture import Architecture
-from openjepa.probes import KnnProbe, stop_on_collapse
+from openjepa.probes import KnnProbe, OnlineProbe, stop_on_collapse
 
 HEALTHY: dict[str, Any] = {
     "step": 500, "progress": 0.5, "rankme": 9.0, "feature_std": 0.04, "explained_variance": 0.3, "position_gap": 0.5,
@@ -82,3 +83,31 @@ def test_the_watching_knn_compares_with_the_untrained_encoder_and_tells_a_platea
     assert sum(calls) == 24  # asked once, for both data sets
     assert said[0] == "k-NN     100.0% of 12 test images, from 12; untrained 50.0%"
     assert said[5].endswith("no longer helps")
+
+
+def test_protocols_run_now_and_then_and_draw_nothing_of_the_run(tmp_path: Path) -> None:
+    for name, level in (("dark", 60), ("light", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            pixels = np.full((32, 32, 3), level + number, np.uint8)
+            (tmp_path / name / f"{number}.png").write_bytes(encode(pixels))
+    data = ImageDataset(open_source(tmp_path), image_size=(32, 32))
+    model = build(
+        "ijepa", Architecture((32, 32), (8, 8), 3, 16, 1, 2, 2.0, 8, 1, 2), loss="mse", target_norm="layer"
+    ).eval()
+    model.preprocess = Preprocess.imagenet((32, 32), 3)
+    said: list[str] = []
+    probe = OnlineProbe(data, data, protocols=["knn", "logistic"], every_minutes=0.001, say=said.append)
+    time.sleep(0.1)
+    state = torch.get_rng_state()
+    row = probe(model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert row.keys() == {"knn_top1", "logistic_top1"}
+    assert row["logistic_top1"] > 0.9
+    assert said[0].startswith("online   knn ")
+    rare = OnlineProbe(data, data, protocols=["knn"], every_minutes=5, say=said.append)
+    assert rare(model) == {}
+    with pytest.raises(UserError, match="kmeans not known"):
+        OnlineProbe(data, data, protocols=["kmeans"], every_minutes=5, say=said.append)
+    with pytest.raises(UserError, match=r"log\.protocols: count are about labels of their own"):
+        OnlineProbe(data, data, protocols=["count"], every_minutes=5, say=said.append)

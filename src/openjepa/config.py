@@ -224,6 +224,10 @@ class LogConfig(Section):
     """Steps between lines of metrics.jsonl."""
     health_every_steps: int = Field(500, ge=1)
     """Steps between health checks."""
+    protocols: tuple[str, ...] = ()
+    """Of `openjepa evaluate` on frozen features, done with --eval-train and --eval-test while the run trains ..."""
+    protocols_every_minutes: float = Field(10.0, gt=0)
+    """... and how often, at the next health check; metrics.jsonl tells what they found."""
     tensorboard: bool = True
     """Write TensorBoard events beside metrics.jsonl."""
 

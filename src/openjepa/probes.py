@@ -4,7 +4,9 @@ A probe is called with the model at every health check and returns what goes int
 draws no random number that the run uses.
 """
 
-from collections.abc import Callable
+import copy
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,12 @@ from torch import Tensor
 
 from openjepa.data.dataset import ImageDataset, spread
 from openjepa.data.preprocess import normalise
-from openjepa.errors import CollapseError, DataError
+from openjepa.errors import CollapseError, DataError, UserError
 from openjepa.evals.features import Encoder
 from openjepa.evals.knn import knn
+from openjepa.evals.protocols import OWN_LABELS
+from openjepa.evals.result import figures
+from openjepa.evals.run import check, evaluate
 from openjepa.health import Health, describe, has_collapsed, has_plateaued, measure
 from openjepa.masks import Masks, MaskSampler
 from openjepa.methods import Method
@@ -144,6 +149,60 @@ class KnnProbe:
         )
         labels = [torch.from_numpy(np.asarray(part.labels)) for part in (self._train, self._test)]
         return knn(bank, labels[0], queries, labels[1]).top1
+
+
+class OnlineProbe:
+    """Protocols of `openjepa evaluate`, now and then, on all labelled images.
+
+    The encoder is a copy, and what is drawn here changes no random number of the run.
+
+    Args:
+        train: Labelled images to fit on.
+        test: Labelled images to test.
+        protocols: Names of protocols on frozen features.
+        every_minutes: How often, at most.
+        say: Called with the figures in words.
+
+    Raises:
+        UserError: An unknown protocol.
+        DataError: Labels are missing, or differ between train and test.
+    """
+
+    def __init__(
+        self,
+        train: ImageDataset,
+        test: ImageDataset,
+        *,
+        protocols: Sequence[str],
+        every_minutes: float,
+        say: Callable[[str], None],
+    ) -> None:
+        check(protocols, (train.source, test.source))
+        if own := sorted(OWN_LABELS.keys() & set(protocols)):
+            raise UserError(
+                f"log.protocols: {', '.join(own)} are about labels of their own; use openjepa evaluate"
+            )
+        self._train, self._test = train, test
+        self._protocols, self._seconds, self._say = protocols, 60 * every_minutes, say
+        self._last = time.monotonic()
+
+    @torch.no_grad()
+    def __call__(self, model: Method) -> dict[str, float]:
+        """Figures by `NAME_top1`; none where it is not yet time."""
+        if time.monotonic() - self._last < self._seconds:
+            return {}
+        assert model.preprocess is not None
+        encoder = copy.deepcopy(model.target_encoder).eval()
+        device = encoder.pos_embed.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            result = evaluate(
+                encoder, train=self._train, test=self._test, mean=model.preprocess.mean, std=model.preprocess.std,
+                protocols=self._protocols, device=device,
+            )  # fmt: skip
+        self._last = time.monotonic()
+        found = figures(result["protocols"])
+        self._say("online   " + ", ".join(f"{name} {value:.1%}" for name, value in found.items()))
+        return {f"{name.replace(' ', '_')}_top1": round(value, 4) for name, value in found.items()}
 
 
 def prepare(images: Tensor, model: Method) -> Tensor:

@@ -19,12 +19,13 @@ from openjepa.data.loader import Loader, evaluate_batches
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import channel_statistics
 from openjepa.descriptions import MOST_IMAGES, whole_targets
+from openjepa.errors import UserError
 from openjepa.hub import load, model_of
 from openjepa.masks import MaskSampler, make_masks
 from openjepa.methods import IJEPA, Method
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.models.transformer import set_attention_path
-from openjepa.probes import HealthProbe, KnnProbe, stop_on_collapse
+from openjepa.probes import HealthProbe, KnnProbe, OnlineProbe, stop_on_collapse
 from openjepa.run import Probe, Run
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_runtime, resolved_attention
@@ -190,6 +191,13 @@ def _probes(stage: Stage, config: Config, dataset: ImageDataset, sampler: MaskSa
         encoder, _ = architecture_of(config).build(seed=config.seed)
         untrained = encoder.to(stage.fabric.device).eval()
         probes.append(KnnProbe(labelled[0], labelled[1], untrained=untrained, say=stage.say))
+        if protocols := config.log.protocols:
+            every = config.log.protocols_every_minutes
+            probes.append(OnlineProbe(*labelled, protocols=protocols, every_minutes=every, say=stage.say))
+    elif config.log.protocols:
+        raise UserError(
+            f"log.protocols: {', '.join(config.log.protocols)} need labels: give --eval-train and --eval-test"
+        )
     return probes
 
 
