@@ -6,6 +6,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_COLUMNS = 3
 COLOURS = ("#2458a6", "#c8502d", "#777777", "#3a8a4d", "#8a5a9e")
 
 
@@ -43,11 +44,15 @@ def draw_compute(lines: Mapping[str, Sequence[Point]], out: Path) -> None:
     titles = list(
         dict.fromkeys(title for points in lines.values() for point in points for title in point.scores)
     )
-    figure = Figure(figsize=(4 * len(titles), 3.2), dpi=150, layout="constrained")
-    all_axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    columns = min(_COLUMNS, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(4 * columns, 2.8 * rows + 0.4), dpi=150, layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).flat
+    for unused in all_axes[len(titles) :]:
+        unused.set_axis_off()
     ticks = sorted({max(1, round(point.minutes)) for points in lines.values() for point in points})
     drawn: dict[str, Any] = {}
-    for axes, title in zip(all_axes, titles, strict=True):
+    for axes, title in zip(all_axes, titles, strict=False):
         for colour, (label, points) in zip(cycle(COLOURS), lines.items(), strict=False):
             known = sorted(
                 (point.minutes, 100 * point.scores[title]) for point in points if title in point.scores
