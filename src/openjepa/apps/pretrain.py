@@ -24,10 +24,11 @@ from openjepa.errors import UserError
 from openjepa.hub import load
 from openjepa.presets import choose_preset, preset, with_method
 from openjepa.progress import TrainingProgress
+from openjepa.reference_config import from_reference_config, is_reference_config
 from openjepa.resume import check_changes, check_data
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_device
-from openjepa.settings import load_config
+from openjepa.settings import load_config, read_yaml, set_key
 from openjepa.transfer import model_settings
 
 _log = logging.getLogger(__name__)
@@ -191,15 +192,35 @@ def _first_stage(config: Config) -> Config:
     return load_config({**settings, "budget": budget, "first_stage": {}}, changes=lr)
 
 
+def _reference_settings(request: _Request) -> dict[str, Any] | None:
+    """What a configuration file of the authors asks for, on the preset that is theirs; None of another file."""
+    if request.config is None or not is_reference_config(tree := read_yaml(request.config)):
+        return None
+    if request.preset not in ("auto", "reference"):
+        raise UserError(
+            f"--config {request.config}: a file of the authors' code brings its own preset, reference; leave out "
+            f"--preset {request.preset}"
+        )
+    base = preset("reference")
+    for key, value in from_reference_config(tree, where=str(request.config)).items():
+        set_key(base, key, value)
+    return base
+
+
 def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | None) -> Config:
     """The run's settings: those saved, or a preset's; then file, --set and options on top."""
-    layers: dict[str, Any] = {"file": request.config, "overrides": request.set, "changes": request.options}
+    theirs = _reference_settings(request)
+    layers: dict[str, Any] = {
+        "file": request.config if theirs is None else None, "overrides": request.set, "changes": request.options,
+    }  # fmt: skip
     if saved is not None:
         old = load_config(yaml.safe_load(saved.config))
         new = load_config(yaml.safe_load(saved.config), **layers)
         check_changes(old, new, override=request.override)
         return new
-    if request.preset == "auto":
+    if theirs is not None:
+        base = theirs
+    elif request.preset == "auto":
         found = look(source, channels=request.options.get("data.channels"))
         accelerated = resolve_device("auto") != "cpu"
         base, reason = choose_preset(
