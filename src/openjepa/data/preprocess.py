@@ -69,12 +69,27 @@ class Preprocess:
         views = resize([pixels], boxes, flips, self.image_size, self.interpolation)  # (1, C, h, w)
         return normalise(torch.from_numpy(views), mean=self.mean, std=self.std)
 
-    def _pixels(self, image: Image.Image | NDArray[np.uint8] | str | os.PathLike[str]) -> NDArray[np.uint8]:
+    def shown(self, image: Image.Image | NDArray[np.uint8] | str | os.PathLike[str] | bytes) -> Image.Image:
+        """An image for people's eyes; of many channels the first three.
+
+        Raises:
+            DataError: It can't be read.
+        """
+        pixels = self._pixels(image)
+        return Image.fromarray(
+            pixels[..., 0] if pixels.shape[2] < 3 else np.ascontiguousarray(pixels[..., :3])
+        )
+
+    def _pixels(
+        self, image: Image.Image | NDArray[np.uint8] | str | os.PathLike[str] | bytes
+    ) -> NDArray[np.uint8]:
         name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
         try:
             if isinstance(image, (str, os.PathLike)):
+                image = Path(image).read_bytes()
+            if isinstance(image, bytes):
                 detail = Detail.for_views(self.image_size)  # as a data set's images are decoded
-                return decode(Path(image).read_bytes(), channels=self.channels, detail=detail)
+                return decode(image, channels=self.channels, detail=detail)
             if isinstance(image, Image.Image):
                 image = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
             return decode(image, channels=self.channels)

@@ -231,6 +231,27 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not written by `openjepa embed`: no such metadata in it") from None
 
 
+def read_embeddings(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """Paths and embeddings (N, D) of a file of `openjepa embed`; patches, if any, are not read.
+
+    Raises:
+        UserError: No pyarrow, or the file can't be read.
+    """
+    pyarrow = _import_pyarrow()
+    size = read_metadata(path)["embedding"]["size"]
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            found = np.empty((file.metadata.num_rows, size), np.float32)
+            paths: list[str] = []
+            for batch in file.iter_batches(columns=["path", "embedding"]):  # memory: the numbers once
+                start = len(paths)
+                paths += batch.column("path").to_pylist()
+                found[start : len(paths)] = batch.column("embedding").flatten().to_numpy().reshape(-1, size)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: can't be read: {error}") from error
+    return paths, found
+
+
 def _num_rows(path: Path) -> int:
     return int(_import_pyarrow().parquet.read_metadata(path).num_rows)
 

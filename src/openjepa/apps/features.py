@@ -1,0 +1,77 @@
+"""The encoder as a scikit-learn transformer: images in, features out, in a pipeline.
+
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+model = make_pipeline(OpenJEPAFeatures("runs/photos"), LogisticRegression()).fit(paths, labels)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from openjepa.apps.embed import embed
+from openjepa.hub import load
+
+
+class OpenJEPAFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no annotations
+    """Frozen features of images: the mean over the encoder's patches. Nothing is fitted.
+
+    Args:
+        checkpoint: What `openjepa.load` takes.
+        encoder: `target`, as the paper, or `context`.
+        device: `cuda`, `mps`, `cpu`, or `auto`.
+        batch_size: Images a forward pass; None chooses.
+        num_heads: Attention heads, where the checkpoint does not say.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        encoder: str = "target",
+        device: str = "auto",
+        batch_size: int | None = None,
+        num_heads: int | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.encoder = encoder
+        self.device = device
+        self.batch_size = batch_size
+        self.num_heads = num_heads
+
+    def fit(self, X: Any, y: Any = None) -> "OpenJEPAFeatures":  # noqa: N803 (scikit-learn's names)
+        """Load the encoder; the images are not looked at."""
+        self.model_ = load(self.checkpoint, num_heads=self.num_heads)
+        self.n_features_out_ = self.model_.shape.embed_dim
+        return self
+
+    def transform(
+        self,
+        X: Sequence[str | Path | Image.Image] | NDArray[np.uint8],  # noqa: N803
+    ) -> NDArray[np.float32]:
+        """Features (N, D) of paths, Pillow images, or arrays (N, H, W, C) uint8."""
+        if not hasattr(self, "model_"):
+            self.fit(X)
+        images = (
+            [Image.fromarray(one.squeeze()) for one in X]
+            if isinstance(X, np.ndarray) and X.ndim > 2
+            else list(X)
+        )
+        found = embed(
+            self.model_, images, encoder=self.encoder, device=self.device, batch_size=self.batch_size
+        )
+        return found.numpy()
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.str_]:
+        """`openjepa0` ….."""
+        return np.array([f"openjepa{number}" for number in range(self.n_features_out_)])
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """It needs no fit."""
+        return True
