@@ -15,20 +15,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openjepa.apps.embed import embed
     from openjepa.apps.evaluate import evaluate
+    from openjepa.apps.export import export
+    from openjepa.apps.features import OpenJEPAFeatures
     from openjepa.apps.predict import predict
     from openjepa.apps.pretrain import pretrain
+    from openjepa.apps.pretrained import HubModel
+    from openjepa.apps.search import search
     from openjepa.hub import load
     from openjepa.masks import Masks
 
-__all__ = ["Masks", "embed", "evaluate", "load", "predict", "pretrain"]
+__all__ = [
+    "HubModel", "Masks", "OpenJEPAFeatures", "embed", "evaluate", "export", "load", "predict", "pretrain", "search",
+]  # fmt: skip
 
 _HOMES = {
+    "HubModel": "apps.pretrained",
     "Masks": "masks",
+    "OpenJEPAFeatures": "apps.features",
     "embed": "apps.embed",
     "evaluate": "apps.evaluate",
+    "export": "apps.export",
     "load": "hub",
     "predict": "apps.predict",
     "pretrain": "apps.pretrain",
+    "search": "apps.search",
 }
 
 

@@ -17,6 +17,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_CHECKPOINT = "Run folder, checkpoint folder, export, hf://org/name, shipped name or the authors' .pth.tar."
+Checkpoint = Annotated[str, typer.Argument(help=_CHECKPOINT)]
+NumHeads = Annotated[int | None, typer.Option(help="Attention heads, where the file does not say.")]
 Data = Annotated[
     str, typer.Argument(help="Folder, list file, manifest, tar pattern, scenes, fashion-mnist or cifar10.")
 ]
@@ -80,7 +83,7 @@ def pretrain(
 def evaluate(
     checkpoint: Annotated[
         str | None,
-        typer.Argument(help="Run folder, checkpoint folder, shipped name or the authors' .pth.tar."),
+        typer.Argument(help=_CHECKPOINT),
     ] = None,
     train: Annotated[str | None, typer.Option(help="Labelled data to fit the classifiers on.")] = None,
     test: Annotated[str | None, typer.Option(help="Labelled data to test them on.")] = None,
@@ -96,9 +99,7 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also the same encoder at random init, and raw pixels.")
     ] = False,
-    num_heads: Annotated[
-        int | None, typer.Option(help="Attention heads, where the file does not say.")
-    ] = None,
+    num_heads: NumHeads = None,
     num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
     save_head: Annotated[
         Path | None, typer.Option(help="Folder for the linear head, for `openjepa predict`.")
@@ -145,17 +146,13 @@ def evaluate(
 
 @app.command()
 def predict(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Run folder, checkpoint folder, shipped name or the authors' .pth.tar.")
-    ],
+    checkpoint: Checkpoint,
     data: Data,
     head: Annotated[Path, typer.Option(help="Folder that `openjepa evaluate --save-head` wrote.")],
     out: Annotated[Path, typer.Option(help="CSV file: path, class, probability.")],
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
-    num_heads: Annotated[
-        int | None, typer.Option(help="Attention heads, where the file does not say.")
-    ] = None,
+    num_heads: NumHeads = None,
     num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
     max_bad_fraction: Annotated[
         float, typer.Option(help="Fail when more than this fraction of the images cannot be read.")
@@ -173,9 +170,7 @@ def predict(
 
 @app.command()
 def embed(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Run folder, checkpoint folder, shipped name or the authors' .pth.tar.")
-    ],
+    checkpoint: Checkpoint,
     data: Data,
     out: Annotated[Path, typer.Option(help="Parquet file for the embeddings.")],
     patches: Annotated[
@@ -189,9 +184,7 @@ def embed(
     batch_size: Annotated[
         int | None, typer.Option(help="Images a forward pass; 64 up to 64 px, else 16.")
     ] = None,
-    num_heads: Annotated[
-        int | None, typer.Option(help="Attention heads, where the file does not say.")
-    ] = None,
+    num_heads: NumHeads = None,
     num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
     max_bad_fraction: Annotated[
         float, typer.Option(help="Fail when more than this fraction of the images cannot be read.")
@@ -206,6 +199,52 @@ def embed(
         batch_size=batch_size, num_heads=num_heads, num_workers=num_workers, max_bad_fraction=max_bad_fraction,
         overwrite=overwrite,
     )  # fmt: skip
+
+
+@app.command()
+def search(
+    file: Annotated[Path, typer.Argument(help="Parquet file of openjepa embed.")],
+    image: Annotated[Path | None, typer.Argument(help="Find the images most like this one.")] = None,
+    k: Annotated[int, typer.Option(help="How many.")] = 9,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="The encoder for IMAGE, where it has another name than the file says.")
+    ] = None,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Find near duplicates.")] = False,
+    outliers: Annotated[
+        bool, typer.Option("--outliers", help="Find the k images least like any other.")
+    ] = False,
+    select: Annotated[
+        int | None, typer.Option(metavar="N", help="Find N images that stand for all, to label first.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Cosine similarity of duplicates.")] = 0.99,
+    num_heads: NumHeads = None,
+    out: Annotated[Path | None, typer.Option(help="Picture of what was found.")] = None,
+) -> None:
+    """Find images by their features: the most similar, near duplicates, outliers, some that stand for all."""
+    from openjepa.apps.search import search as run
+
+    run(
+        file, image, k=k, checkpoint=checkpoint, duplicates=duplicates, outliers=outliers, select=select,
+        threshold=threshold, num_heads=num_heads, out=out,
+    )  # fmt: skip
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    to: Annotated[str, typer.Option(help="hf, timm, onnx or reference (the authors' .pth.tar).")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    encoder: Annotated[str, typer.Option(help="target (as the paper) or context.")] = "target",
+    head: Annotated[
+        Path | None, typer.Option(help="With hf: a head that openjepa evaluate --save-head wrote.")
+    ] = None,
+    num_heads: NumHeads = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+) -> None:
+    """Write the encoder for transformers, timm, ONNX or the authors' code."""
+    from openjepa.apps.export import export as run
+
+    run(checkpoint, to=to, out=out, encoder=encoder, head=head, num_heads=num_heads, overwrite=overwrite)
 
 
 @app.command()

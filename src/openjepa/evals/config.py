@@ -19,6 +19,8 @@ class KnnConfig(Section):
 class LinearConfig(Section):
     """The paper's linear heads (appendix A.2)."""
 
+    layers: int = Field(4, ge=1, le=4)
+    """Last layers that heads may use side by side; 1 for a head of the last layer alone."""
     learning_rates: tuple[float, ...] = Field(LEARNING_RATES, min_length=1)
     """Tried for each head."""
     epochs: int = Field(30, ge=1)

@@ -53,14 +53,18 @@ def _told(result: Result) -> Outcome:
     return Outcome({"top1": result.top1, **result.settings}, result.head)
 
 
+def _linear_settings(config: EvalConfig) -> dict[str, Any]:
+    return {**config.linear.model_dump(exclude={"layers"}), "num_views": 1 + config.views}
+
+
 def _by_knn(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
     return _told(knn(train.x[:, -1], train.y, test.x[:, -1], test.y, **config.knn.model_dump()))
 
 
 def _by_linear(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
-    return _told(
-        linear(*train, *test, seed=config.seed, num_views=1 + config.views, **config.linear.model_dump())
-    )
+    settings = _linear_settings(config)
+    train, test = (part._replace(x=part.x[:, -config.linear.layers :]) for part in (train, test))
+    return _told(linear(*train, *test, seed=config.seed, **settings))
 
 
 def _by_logistic(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
@@ -70,7 +74,8 @@ def _by_logistic(train: Split, test: Split, config: EvalConfig, *, classes: Sequ
 
 
 def _by_few(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
-    settings = {**config.linear.model_dump(), **config.fewshot.model_dump(), "num_views": 1 + config.views}
+    settings = {**_linear_settings(config), **config.fewshot.model_dump()}
+    train, test = (part._replace(x=part.x[:, -config.linear.layers :]) for part in (train, test))
     return Outcome(fewshot(*train, *test, seed=config.seed, classes=classes, **settings))
 
 

@@ -6,7 +6,9 @@ Only plain tensors are read: a pickle that would run code is refused.
 
 import pickle
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,18 @@ import torch
 from torch import Tensor
 
 from openjepa.errors import CheckpointError
+from openjepa.formats.exported import depth_of, encoder_architecture
 from openjepa.models.architecture import Architecture
 
-# Head counts are not in the file; these are the published models' (paper, appendix A).
-_PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 _PARTS = {"encoder": "context_encoder", "target_encoder": "target_encoder", "predictor": "predictor"}
+_TRAINED = ("encoder", "predictor")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_UNTRAINED = ("pos_embed", "predictor_pos_embed")
+# What torch writes of an AdamW beside its parameters; the authors' schedules set lr and weight decay at each step.
+_ADAMW = {
+    "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "maximize": False, "foreach": None, "capturable": False,
+    "differentiable": False, "fused": None,
+}  # fmt: skip
 
 
 def read_reference(path: Path, *, num_heads: int | None = None) -> tuple[Architecture, dict[str, Tensor]]:
@@ -31,25 +40,7 @@ def read_reference(path: Path, *, num_heads: int | None = None) -> tuple[Archite
     Raises:
         CheckpointError: Not such a file, one that holds more than tensors, or an unknown head count.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols: what can't be read is refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: refused: it is not a plain file of tensors, and loading it could run code"
-        ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: can't be read as a checkpoint (truncated or damaged?): {error}"
-        ) from None
-    missing = [part for part in _PARTS if not isinstance(content, Mapping) or part not in content]
-    if missing:
-        raise CheckpointError(
-            f"{path}: not an I-JEPA checkpoint of the authors: no {', '.join(missing)} in it"
-        )
+    content = _read(path)
     state = {
         f"{ours}.{name.removeprefix('module.')}": tensor
         for theirs, ours in _PARTS.items()
@@ -61,29 +52,148 @@ def read_reference(path: Path, *, num_heads: int | None = None) -> tuple[Archite
         raise CheckpointError(f"{path}: not an I-JEPA checkpoint of the authors: no tensor {error}") from None
 
 
-def _architecture(state: Mapping[str, Tensor], num_heads: int | None, path: Path) -> Architecture:
-    patches = state["context_encoder.patch_embed.proj.weight"]  # (D, c, h, w)
-    width, hidden = patches.shape[0], state["context_encoder.blocks.0.mlp.fc1.weight"].shape[0]
-    side = round(state["context_encoder.pos_embed"].shape[1] ** 0.5)  # the authors' grids are square
-    heads = num_heads or _PUBLISHED_HEADS.get(width)
-    if heads is None:
-        raise CheckpointError(
-            f"{path}: the number of attention heads is not in the file and width {width} was never published: "
-            "give it with --num-heads (num_heads in Python)"
+def read_optimizer(path: Path) -> dict[str, Tensor]:
+    """The moments of the authors' AdamW by name, as our checkpoints keep them: `exp_avg.context_encoder.norm.weight` ….
+
+    Args:
+        path: The `.pth.tar` file.
+
+    Raises:
+        CheckpointError: As `read_reference`; or the file has no optimiser, or one of other parameters.
+    """
+    content = _read(path)
+    names = [name for group in _groups(content) for name in group]
+    try:
+        saved = content["opt"]["state"]
+        return {
+            f"{moment}.{_ours(name)}": torch.as_tensor(saved[place][moment])
+            for place, name in enumerate(names)
+            if not name.endswith(_UNTRAINED)
+            for moment in _MOMENTS
+        }
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its optimiser is not of these parameters: no {error}") from None
+
+
+def write_reference(
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    optimizer: Mapping[str, Tensor] | None = None,
+    epoch: int = 0,
+    loss: float = 0.0,
+    batch_size: int = 1,
+    lr: float = 0.0,
+) -> None:
+    """Write a checkpoint that the authors' code reads.
+
+    Args:
+        path: The file, `*.pth.tar`.
+        state: All tensors of a model under our names.
+        optimizer: Moments as `read_optimizer` gives them. Without, AdamW begins anew.
+        epoch: Passes over the data that are done.
+        loss: The last one.
+        batch_size: Images a step of each process.
+        lr: The last learning rate.
+    """
+    content: dict[str, Any] = {
+        theirs: {
+            f"module.{name.removeprefix(ours + '.')}": tensor.detach().cpu().contiguous()
+            for name, tensor in state.items()
+            if name.startswith(ours + ".")
+        }
+        for theirs, ours in _PARTS.items()
+    }
+    groups = _groups(content)
+    names = [name for group in groups for name in group]
+    moments: dict[int, dict[str, Tensor]] = {}
+    if optimizer is not None:
+        for place, name in enumerate(names):
+            if not name.endswith(_UNTRAINED):
+                moments[place] = {moment: optimizer[f"{moment}.{_ours(name)}"] for moment in _MOMENTS}
+    content["opt"] = {"state": moments, "param_groups": list(_param_groups(groups, lr))}
+    content |= {
+        "scaler": None, "epoch": epoch, "loss": loss, "batch_size": batch_size, "world_size": 1, "lr": lr,
+    }  # fmt: skip
+    torch.save(content, path)
+
+
+def _check_records(path: Path) -> None:
+    """Compare each record of a file with its checksum, which torch does not.
+
+    Raises:
+        ValueError: One is not as it was written.
+    """
+    if zipfile.is_zipfile(path):  # else older than PyTorch 1.6
+        with zipfile.ZipFile(path) as file:
+            if (bad := file.testzip()) is not None:
+                raise ValueError(f"its record {bad} is not as it was written")
+
+
+def _param_groups(groups: list[list[str]], lr: float) -> Iterator[dict[str, Any]]:
+    start = 0
+    for place, names in enumerate(groups):
+        excluded = (
+            {"WD_exclude": True, "weight_decay": 0} if place >= len(_TRAINED) else {"weight_decay": 0.04}
         )
-    return Architecture(
-        image_size=(side * patches.shape[2], side * patches.shape[3]),
-        patch_size=(patches.shape[2], patches.shape[3]),
-        in_channels=patches.shape[1],
-        embed_dim=width,
-        depth=_depth(state, "context_encoder.blocks."),
-        num_heads=heads,
-        mlp_ratio=hidden / width,
+        yield {"params": list(range(start, start + len(names))), "lr": lr, **_ADAMW, **excluded}
+        start += len(names)
+
+
+def _groups(content: Mapping[str, Any]) -> list[list[str]]:
+    """`PART.NAME` of all parameters as the authors' optimiser numbers them: matrices of both parts, then the rest."""
+    kinds: list[list[str]] = []
+    for matrices in (True, False):
+        for part in _TRAINED:
+            kinds.append(
+                [
+                    f"{part}.{name.removeprefix('module.')}"
+                    for name, tensor in content[part].items()
+                    if (tensor.ndim != 1 and "bias" not in name) == matrices
+                ]
+            )
+    return kinds
+
+
+def _ours(name: str) -> str:
+    part, _, rest = name.partition(".")
+    return f"{_PARTS[part]}.{rest}"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The file's content, plain tensors and numbers.
+
+    Raises:
+        CheckpointError: As `read_reference`.
+    """
+    try:
+        _check_records(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what can't be read is refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: refused: it is not a plain file of tensors, and loading it could run code"
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path}: can't be read as a checkpoint (truncated or damaged?): {error}"
+        ) from None
+    missing = [part for part in _PARTS if not isinstance(content, Mapping) or part not in content]
+    if missing:
+        raise CheckpointError(
+            f"{path}: not an I-JEPA checkpoint of the authors: no {', '.join(missing)} in it"
+        )
+    return content
+
+
+def _architecture(state: Mapping[str, Tensor], num_heads: int | None, path: Path) -> Architecture:
+    encoder = encoder_architecture(state, heads=num_heads, where=path, prefix="context_encoder.")
+    return replace(
+        encoder,
         predictor_dim=state["predictor.mask_token"].shape[2],
-        predictor_depth=_depth(state, "predictor.predictor_blocks."),
-        predictor_heads=heads,
+        predictor_depth=depth_of(state, "predictor.predictor_blocks."),
+        predictor_heads=encoder.num_heads,
     )
-
-
-def _depth(state: Mapping[str, Any], prefix: str) -> int:
-    return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix))
