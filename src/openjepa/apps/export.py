@@ -73,7 +73,8 @@ def export(
             _to_onnx(model, folder, encoder)
         else:
             _to_reference(model, folder, checkpoint)
-    _log.info("%s: %s encoder of %s, for %s", out, "both" if to == "reference" else encoder, checkpoint, to)
+    which = "both encoders" if to == "reference" else f"the {encoder} encoder"
+    _log.info("%s: %s of %s, for %s", out, which, checkpoint, to)
     return out
 
 

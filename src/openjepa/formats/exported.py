@@ -101,9 +101,12 @@ def likely_size(width: int, depth: int) -> ViTSize:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors."""
+    """Write tensors as safetensors, readable by whom a new file is (safetensors would make it its owner's)."""
+    path.touch()
+    mode = path.stat().st_mode
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(whole, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
