@@ -99,6 +99,8 @@ def test_round_trips(name: str, depth: int | None, tmp_path: Path) -> None:
     with torch.no_grad():
         assert difference(theirs.forward_features(images), expected) < 1e-5
         assert difference(theirs(images), expected.mean(1)) < 1e-5
+    for file in (tmp_path / "hf" / "model.safetensors", tmp_path / "timm" / "model.safetensors"):
+        assert file.stat().st_mode == file.with_name("config.json").stat().st_mode
     again = load(tmp_path / "timm")
     for key, tensor in model.target_encoder.state_dict().items():
         assert torch.equal(again.target_encoder.state_dict()[key], tensor), key

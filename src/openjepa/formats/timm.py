@@ -46,6 +46,7 @@ def write_timm(folder: Path, model: Exported) -> None:
         model_args=arguments,
         safe_serialization=True,
     )
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
 def is_timm(folder: Path) -> bool:
