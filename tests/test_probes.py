@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from make_images import encode
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.preprocess import Preprocess
 from openjepa.data.sources import open_source
 from openjepa.errors import CollapseError, UserError
+from openjepa.evals.run import evaluate
 from openjepa.methods import build
 from openjepa.models.architecture import Architecture
 from openjepa.probes import KnnProbe, OnlineProbe, stop_on_collapse
@@ -105,6 +107,23 @@ def test_protocols_run_now_and_then_and_draw_nothing_of_the_run(tmp_path: Path) 
     assert row.keys() == {"knn_top1", "logistic_top1"}
     assert row["logistic_top1"] > 0.9
     assert said[0].startswith("online   knn ")
+    plain = evaluate(
+        lambda images: model.target_encoder.layers(images, 4), train=data, test=data, protocols=["knn", "linear"],
+        mean=model.preprocess.mean, std=model.preprocess.std,
+    )["protocols"]  # fmt: skip
+    probe = OnlineProbe(data, data, protocols=["knn", "linear"], every_minutes=0.001, say=said.append)
+    time.sleep(0.1)
+    dtypes: list[torch.dtype] = []
+
+    def watched(x: Tensor) -> Tensor:
+        dtypes.append((x @ x.T).dtype)
+        return F.pad(x, (0, 1), value=1.0)
+
+    with torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openjepa.evals.linear._with_one", watched)
+        row = probe(model)
+    assert set(dtypes) == {torch.float32}  # fits are as in openjepa evaluate, whatever the run's precision
+    assert row == {f"{name}_top1": pytest.approx(plain[name]["top1"], abs=0.05) for name in ("knn", "linear")}
     rare = OnlineProbe(data, data, protocols=["knn"], every_minutes=5, say=said.append)
     assert rare(model) == {}
     with pytest.raises(UserError, match="kmeans not known"):

@@ -18,7 +18,7 @@ from openjepa.data.preprocess import normalise
 from openjepa.errors import CollapseError, DataError, UserError
 from openjepa.evals.features import Encoder
 from openjepa.evals.knn import knn
-from openjepa.evals.protocols import OWN_LABELS
+from openjepa.evals.protocols import NUM_LAYERS, OWN_LABELS
 from openjepa.evals.result import figures
 from openjepa.evals.run import check, evaluate
 from openjepa.health import Health, describe, has_collapsed, has_plateaued, measure
@@ -186,17 +186,27 @@ class OnlineProbe:
         self._protocols, self._seconds, self._say = protocols, 60 * every_minutes, say
         self._last = time.monotonic()
 
-    @torch.no_grad()
     def __call__(self, model: Method) -> dict[str, float]:
-        """Figures by `NAME_top1`; none where it is not yet time."""
+        """Figures by `NAME_top1`; none where it is not yet time. The encoder computes as the run does, fits in float32."""
         if time.monotonic() - self._last < self._seconds:
             return {}
         assert model.preprocess is not None
         encoder = copy.deepcopy(model.target_encoder).eval()
         device = encoder.pos_embed.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        kind, reduced = device.type, torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(kind)
+
+        @torch.no_grad()
+        def encode(images: Tensor) -> Tensor:
+            with torch.autocast(kind, dtype, enabled=reduced):
+                return encoder.layers(images, NUM_LAYERS)
+
+        with (
+            torch.autocast(kind, enabled=False),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
             result = evaluate(
-                encoder, train=self._train, test=self._test, mean=model.preprocess.mean, std=model.preprocess.std,
+                encode, train=self._train, test=self._test, mean=model.preprocess.mean, std=model.preprocess.std,
                 protocols=self._protocols, device=device,
             )  # fmt: skip
         self._last = time.monotonic()

@@ -28,7 +28,7 @@ from openjepa.evals.fewshot import sizes, subset
 from openjepa.evals.heads import Head, HeadFacts, save_head
 from openjepa.evals.labels import Labels
 from openjepa.evals.on_images import ON_IMAGES, Bench
-from openjepa.evals.protocols import OWN_LABELS, PROTOCOLS, Outcome
+from openjepa.evals.protocols import NUM_LAYERS, OWN_LABELS, PROTOCOLS, Outcome
 from openjepa.evals.result import format_table
 from openjepa.evals.store import FeatureStore, feature_folder
 from openjepa.hub import load, weights_hash
@@ -41,8 +41,6 @@ from openjepa.settings import load_config
 
 _log = logging.getLogger(__name__)
 PROTOCOLS_BY_DEFAULT = ("knn", "linear", "logistic")
-NUM_LAYERS = 4
-"""Last layers that linear probes may use: as many as in the paper (appendix A.2)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,9 @@ from openjepa.evals.knn import knn
 from openjepa.evals.linear import linear
 from openjepa.evals.logistic import logistic
 
+NUM_LAYERS = 4
+"""Last layers that linear probes may use: as many as in the paper (appendix A.2)."""
+
 
 class Split(NamedTuple):
     """Features of the last layers (N, L, D) and labels (N,) of training or test images."""
