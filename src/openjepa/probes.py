@@ -187,7 +187,7 @@ class OnlineProbe:
         self._last = time.monotonic()
 
     def __call__(self, model: Method) -> dict[str, float]:
-        """Figures by `NAME_top1`; none where it is not yet time. The encoder computes as the run does, fits in float32."""
+        """Figures by `NAME_top1`; none where it is not yet time. Only the encoder computes in the run's precision."""
         if time.monotonic() - self._last < self._seconds:
             return {}
         assert model.preprocess is not None
