@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 
 from openjepa.errors import CheckpointError, UserError
@@ -15,11 +16,12 @@ from openjepa.evals.heads import load_head
 from openjepa.formats.folder import whole_folder
 from openjepa.formats.huggingface import huggingface_config, read_huggingface, write_huggingface
 from openjepa.formats.onnx import check_onnx, write_onnx, write_program
-from openjepa.formats.reference import read_reference, write_reference
+from openjepa.formats.reference import Training, read_reference, read_training, write_reference
 from openjepa.formats.timm import write_timm
 from openjepa.hub import exported, load, open_checkpoint, weights_hash
 from openjepa.methods import IJEPA, Method
 from openjepa.models.vit import VisionTransformer
+from openjepa.settings import load_config
 
 _log = logging.getLogger(__name__)
 KINDS = ("hf", "timm", "onnx", "reference")
@@ -128,17 +130,23 @@ def _to_reference(model: Method, folder: Path, checkpoint: str | Path) -> None:
         raise UserError(
             f"--to reference: {checkpoint} is of another method than I-JEPA: use --to hf, timm or onnx"
         )
-    path, state = folder / REFERENCE, model.state_dict()
-    try:
-        saved = open_checkpoint(Path(checkpoint))
-    except CheckpointError:  # an export, or the authors' file
-        write_reference(path, state)
-    else:
-        own = (
-            saved.optimizer if "exp_avg.context_encoder.blocks.0.attn.qkv.weight" in saved.optimizer else None
-        )
-        write_reference(path, state, optimizer=own)
+    path = folder / REFERENCE
+    write_reference(path, model.state_dict(), _training(Path(checkpoint)))
     read_reference(path, num_heads=model.shape.num_heads)
+
+
+def _training(source: Path) -> Training:
+    """How far a checkpoint's run is; its optimiser where it is AdamW alone, as the authors'."""
+    if source.name.endswith(".pth.tar"):
+        return read_training(source)
+    try:
+        saved = open_checkpoint(source)
+    except CheckpointError:  # an export: weights alone
+        return Training()
+    batch_size = load_config(yaml.safe_load(saved.config)).data.batch_size
+    epoch = saved.state["step"] * batch_size // max(1, saved.state.get("num_images", 0))
+    alone = "exp_avg.context_encoder.blocks.0.attn.qkv.weight" in saved.optimizer
+    return Training(optimizer=saved.optimizer if alone else None, epoch=epoch, batch_size=batch_size)
 
 
 def _card(name: str, network: VisionTransformer, encoder: str, *, classifier: bool) -> str:

@@ -8,7 +8,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,30 @@ def read_reference(path: Path, *, num_heads: int | None = None) -> tuple[Archite
         raise CheckpointError(f"{path}: not an I-JEPA checkpoint of the authors: no tensor {error}") from None
 
 
-def read_optimizer(path: Path) -> dict[str, Tensor]:
-    """The moments of the authors' AdamW by name, as our checkpoints keep them: `exp_avg.context_encoder.norm.weight` ….
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How far a run is, beside its weights.
+
+    Attributes:
+        optimizer: Moments of AdamW by name, as our checkpoints keep them: `exp_avg.context_encoder.norm.weight` …;
+            None where it begins anew.
+        epoch: Passes over the data that are done.
+        loss: The last one.
+        batch_size: Images a step of each process.
+        world_size: Processes.
+        lr: The last learning rate.
+    """
+
+    optimizer: Mapping[str, Tensor] | None = None
+    epoch: int = 0
+    loss: float = 0.0
+    batch_size: int = 1
+    world_size: int = 1
+    lr: float = 0.0
+
+
+def read_training(path: Path) -> Training:
+    """How far the run of an authors' checkpoint is.
 
     Args:
         path: The `.pth.tar` file.
@@ -65,37 +87,27 @@ def read_optimizer(path: Path) -> dict[str, Tensor]:
     names = [name for group in _groups(content) for name in group]
     try:
         saved = content["opt"]["state"]
-        return {
+        moments = {
             f"{moment}.{_ours(name)}": torch.as_tensor(saved[place][moment])
             for place, name in enumerate(names)
-            if not name.endswith(_UNTRAINED)
+            if saved and not name.endswith(_UNTRAINED)
             for moment in _MOMENTS
         }
+        told = {key: content[key] for key in ("epoch", "loss", "batch_size", "world_size", "lr")}
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its optimiser is not of these parameters: no {error}") from None
+    return Training(optimizer=moments or None, **told)
 
 
-def write_reference(
-    path: Path,
-    state: Mapping[str, Tensor],
-    *,
-    optimizer: Mapping[str, Tensor] | None = None,
-    epoch: int = 0,
-    loss: float = 0.0,
-    batch_size: int = 1,
-    lr: float = 0.0,
-) -> None:
-    """Write a checkpoint that the authors' code reads.
+def write_reference(path: Path, state: Mapping[str, Tensor], training: Training | None = None) -> None:
+    """Write a checkpoint that the authors' code reads, and goes on from.
 
     Args:
         path: The file, `*.pth.tar`.
         state: All tensors of a model under our names.
-        optimizer: Moments as `read_optimizer` gives them. Without, AdamW begins anew.
-        epoch: Passes over the data that are done.
-        loss: The last one.
-        batch_size: Images a step of each process.
-        lr: The last learning rate.
+        training: How far its run is.
     """
+    training = training or Training()
     content: dict[str, Any] = {
         theirs: {
             f"module.{name.removeprefix(ours + '.')}": tensor.detach().cpu().contiguous()
@@ -107,13 +119,16 @@ def write_reference(
     groups = _groups(content)
     names = [name for group in groups for name in group]
     moments: dict[int, dict[str, Tensor]] = {}
-    if optimizer is not None:
+    if training.optimizer is not None:
         for place, name in enumerate(names):
             if not name.endswith(_UNTRAINED):
-                moments[place] = {moment: optimizer[f"{moment}.{_ours(name)}"] for moment in _MOMENTS}
-    content["opt"] = {"state": moments, "param_groups": list(_param_groups(groups, lr))}
+                moments[place] = {
+                    moment: training.optimizer[f"{moment}.{_ours(name)}"] for moment in _MOMENTS
+                }
+    content["opt"] = {"state": moments, "param_groups": list(_param_groups(groups, training.lr))}
     content |= {
-        "scaler": None, "epoch": epoch, "loss": loss, "batch_size": batch_size, "world_size": 1, "lr": lr,
+        "scaler": None, "epoch": training.epoch, "loss": training.loss, "batch_size": training.batch_size,
+        "world_size": training.world_size, "lr": training.lr,
     }  # fmt: skip
     torch.save(content, path)
 
