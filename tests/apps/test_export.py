@@ -368,3 +368,39 @@ def test_a_head_of_several_layers_has_no_home(tmp_path: Path) -> None:
 def test_mistakes(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         export(tmp_path / "none", out=tmp_path / "out", **options)
+
+
+def test_a_run_of_ours_goes_on_in_the_authors_code(tmp_path: Path) -> None:
+    """What it needs: AdamW's moments of each trained parameter, in the authors' four groups, and the epoch."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(8):
+        pixels = draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    small = ["data.image_size=32", "data.batch_size=4", "model.embed_dim=16", "model.depth=1", "model.num_heads=2",
+             "model.predictor_dim=8", "model.predictor_depth=1", "log.tensorboard=false"]  # fmt: skip
+    for name in ("adamw", "muon"):
+        openjepa.pretrain(
+            data=tmp_path / "photos",
+            out=tmp_path / name,
+            preset="small",
+            steps=6,
+            set=[*small, f"optim.name={name}"],
+        )
+        export(tmp_path / name, to="reference", out=tmp_path / f"{name}-theirs")
+    told = torch.load(tmp_path / "adamw-theirs" / REFERENCE, weights_only=True)
+    assert (told["epoch"], told["batch_size"]) == (3, 4)
+    parts = [torch.nn.ParameterDict(), torch.nn.ParameterDict()]
+    for part, name in zip(parts, ("encoder", "predictor"), strict=True):
+        for key, tensor in told[name].items():
+            part[key.replace(".", "/")] = torch.nn.Parameter(tensor, requires_grad="pos_embed" not in key)
+    matrices = [[p for key, p in part.items() if p.ndim != 1 and "bias" not in key] for part in parts]
+    vectors = [[p for key, p in part.items() if p.ndim == 1 or "bias" in key] for part in parts]
+    theirs = torch.optim.AdamW([{"params": params} for params in (*matrices, *vectors)])
+    theirs.load_state_dict(told["opt"])
+    assert all((p in theirs.state) == p.requires_grad for part in parts for p in part.values())
+    first = parts[0]["module/patch_embed/proj/weight"]
+    assert theirs.state[first]["exp_avg"].shape == first.shape
+    assert float(theirs.state[first]["step"]) == 6
+    anew = torch.load(tmp_path / "muon-theirs" / REFERENCE, weights_only=True)
+    assert anew["opt"]["state"] == {}
