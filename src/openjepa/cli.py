@@ -19,6 +19,12 @@ app = typer.Typer(
 
 _CHECKPOINT = "Run folder, checkpoint folder, export, hf://org/name, shipped name or the authors' .pth.tar."
 Checkpoint = Annotated[str, typer.Argument(help=_CHECKPOINT)]
+Encoder = Annotated[str, typer.Option(help="target (as the paper) or context.")]
+Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
+NumWorkers = Annotated[int, typer.Option(help="Processes that decode images.")]
+MaxBadFraction = Annotated[
+    float, typer.Option(help="Fail when more than this fraction of the images cannot be read.")
+]
 NumHeads = Annotated[int | None, typer.Option(help="Attention heads, where the file does not say.")]
 Data = Annotated[
     str, typer.Argument(help="Folder, list file, manifest, tar pattern, scenes, fashion-mnist or cifar10.")
@@ -95,12 +101,12 @@ def evaluate(
             "by default the first three."
         ),
     ] = None,
-    encoder: Annotated[str, typer.Option(help="target (as the paper) or context.")] = "target",
+    encoder: Encoder = "target",
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also the same encoder at random init, and raw pixels.")
     ] = False,
     num_heads: NumHeads = None,
-    num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
+    num_workers: NumWorkers = 0,
     save_head: Annotated[
         Path | None, typer.Option(help="Folder for the linear head, for `openjepa predict`.")
     ] = None,
@@ -150,13 +156,11 @@ def predict(
     data: Data,
     head: Annotated[Path, typer.Option(help="Folder that `openjepa evaluate --save-head` wrote.")],
     out: Annotated[Path, typer.Option(help="CSV file: path, class, probability.")],
-    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
     num_heads: NumHeads = None,
-    num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
-    max_bad_fraction: Annotated[
-        float, typer.Option(help="Fail when more than this fraction of the images cannot be read.")
-    ] = 0.01,
+    num_workers: NumWorkers = 0,
+    max_bad_fraction: MaxBadFraction = 0.01,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
 ) -> None:
     """Classify images by a head that `openjepa evaluate` fitted."""
@@ -176,19 +180,17 @@ def embed(
     patches: Annotated[
         bool, typer.Option("--patches", help="Also the representation of each patch: large.")
     ] = False,
-    encoder: Annotated[str, typer.Option(help="target (as the paper) or context.")] = "target",
+    encoder: Encoder = "target",
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is faster.")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[
         int | None, typer.Option(help="Images a forward pass; 64 up to 64 px, else 16.")
     ] = None,
     num_heads: NumHeads = None,
-    num_workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
-    max_bad_fraction: Annotated[
-        float, typer.Option(help="Fail when more than this fraction of the images cannot be read.")
-    ] = 0.01,
+    num_workers: NumWorkers = 0,
+    max_bad_fraction: MaxBadFraction = 0.01,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is at --out.")] = False,
 ) -> None:
     """Write one vector an image to a parquet file; run again after a kill, it goes on."""
@@ -234,7 +236,7 @@ def export(
     checkpoint: Checkpoint,
     to: Annotated[str, typer.Option(help="hf, timm, onnx or reference (the authors' .pth.tar).")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
-    encoder: Annotated[str, typer.Option(help="target (as the paper) or context.")] = "target",
+    encoder: Encoder = "target",
     head: Annotated[
         Path | None, typer.Option(help="With hf: a head that openjepa evaluate --save-head wrote.")
     ] = None,

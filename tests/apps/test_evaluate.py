@@ -114,6 +114,12 @@ def test_heads_of_other_weights_and_damaged_heads_are_refused(data: Path, tmp_pa
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(CheckpointError, match="can't be read"):
         openjepa.predict(GOLDEN, data / "test", head=head, out=out, num_heads=HEADS)
+    facts = json.loads((head / "head.json").read_text())
+    evaluate(GOLDEN, **arguments(data, protocols=["logistic"], save_head=tmp_path / "again"))
+    facts.pop("encoder")
+    (tmp_path / "again" / "head.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"damaged: .*'encoder'; write it again"):
+        openjepa.predict(GOLDEN, data / "test", head=tmp_path / "again", out=out, num_heads=HEADS)
     with pytest.raises(CheckpointError, match=r"no head\.json in it"):
         openjepa.predict(GOLDEN, data / "test", head=tmp_path, out=out, num_heads=HEADS)
     with pytest.raises(UserError, match=r"none of knn fits a linear head"):

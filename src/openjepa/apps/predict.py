@@ -5,17 +5,19 @@ openjepa predict runs/photos --head runs/photos/head new-photos --out classes.cs
 """
 
 import csv
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from openjepa.allocator import keep_freed_memory
 from openjepa.apps.embed import frozen_encoder
 from openjepa.data.bad_files import BadFile, BadFiles
-from openjepa.data.dataset import ImageDataset
+from openjepa.data.dataset import Batch, ImageDataset
 from openjepa.data.loader import evaluate_batches
 from openjepa.data.preprocess import Preprocess, normalise
-from openjepa.data.sources import open_source
+from openjepa.data.sources import Source, open_source
 from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.evals.features import pooled, require_finite
 from openjepa.evals.heads import load_head
@@ -87,25 +89,20 @@ def predict(
     featurise = pooled(
         frozen_encoder(network, device=place, precision=precision, num_layers=facts.num_layers)
     )
+
+    def scores(images: Tensor) -> Tensor:
+        inputs = normalise(images.to(place), mean=preprocess.mean, std=preprocess.std)
+        features = featurise(inputs).cpu()
+        require_finite(features, str(checkpoint), mean=preprocess.mean, std=preprocess.std)
+        return classify(features)
+
+    batches = evaluate_batches(dataset, batch_size=batch_size, num_workers=num_workers, bad_files=bad_files)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft, num_rows = out.with_name(out.name + ".tmp"), 0
-    with draft.open("w", newline="", encoding="utf-8") as file, ImageProgress(len(dataset)) as shown:
-        lines = csv.writer(file)
-        lines.writerow(["path", "class", "probability"])
-        for batch in evaluate_batches(
-            dataset, batch_size=batch_size, num_workers=num_workers, bad_files=bad_files
-        ):
-            inputs = normalise(batch.images.to(place), mean=preprocess.mean, std=preprocess.std)
-            features = featurise(inputs).cpu()
-            require_finite(features, str(checkpoint), mean=preprocess.mean, std=preprocess.std)
-            chances, labels = classify(features).softmax(dim=1).max(dim=1)
-            for sample, label, chance in zip(
-                batch.samples.tolist(), labels.tolist(), chances.tolist(), strict=True
-            ):
-                lines.writerow([source.path(sample), facts.classes[label], f"{chance:.4f}"])
-            num_rows += len(labels)
-            shown.update(int(batch.samples[-1]) + 1)
+    draft = out.with_name(out.name + ".tmp")
+    with ImageProgress(len(dataset)) as shown:
+        num_rows = _write(draft, batches, scores, source, facts.classes, shown)
         if not num_rows:
+            draft.unlink()
             raise DataError(
                 f"{source.name}: none of its {len(dataset)} images can be read; listed in {listing}"
             )
@@ -113,3 +110,27 @@ def predict(
             shown.say(f"{left_out:,} images that cannot be read were left out; listed in {listing}")
     draft.replace(out)
     return out
+
+
+def _write(
+    file: Path,
+    batches: Iterable[Batch],
+    scores: Callable[[Tensor], Tensor],
+    source: Source,
+    classes: Sequence[str],
+    shown: ImageProgress,
+) -> int:
+    """Write a line an image; how many there are."""
+    num_rows = 0
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        lines = csv.writer(stream)
+        lines.writerow(["path", "class", "probability"])
+        for batch in batches:
+            chances, labels = scores(batch.images).softmax(dim=1).max(dim=1)
+            for sample, label, chance in zip(
+                batch.samples.tolist(), labels.tolist(), chances.tolist(), strict=True
+            ):
+                lines.writerow([source.path(sample), classes[label], f"{chance:.4f}"])
+            num_rows += len(labels)
+            shown.update(int(batch.samples[-1]) + 1)
+    return num_rows

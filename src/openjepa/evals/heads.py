@@ -90,8 +90,11 @@ def load_head(folder: Path) -> tuple[Head, HeadFacts]:
         raise CheckpointError(f"--head {folder}: can't be read: {error}") from None
     if facts.pop("schema", None) != SCHEMA:
         raise CheckpointError(f"--head {folder}: of another version of openjepa; write it again")
-    known = HeadFacts(**facts)
-    return Head(tensors["weight"], tensors["bias"], known.num_layers), known
+    try:
+        known = HeadFacts(**facts)
+        return Head(tensors["weight"], tensors["bias"], known.num_layers), known
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"--head {folder}: damaged: {error}; write it again") from None
 
 
 @torch.no_grad()

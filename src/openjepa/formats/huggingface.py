@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from openjepa.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, imagenet_statistics
@@ -101,19 +102,10 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if part[1] == "query":
                 rows = [state.get(full.replace(".query.", f".{other}.")) for other in _PARTS]
                 if all(row is not None for row in rows):
-                    ours[f"{block}attn.qkv.{kind}"] = _joined([row for row in rows if row is not None])
+                    ours[f"{block}attn.qkv.{kind}"] = torch.cat([row for row in rows if row is not None])
         else:
             ours[f"{block}{_OURS.get(module, module)}.{kind}"] = tensor
     return ours
-
-
-def _joined(rows: Sequence[Tensor]) -> Tensor:
-    joined = rows[0].new_empty(sum(len(row) for row in rows), *rows[0].shape[1:])
-    start = 0
-    for row in rows:
-        joined[start : start + len(row)] = row
-        start += len(row)
-    return joined
 
 
 def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
