@@ -116,6 +116,9 @@ class ObjectiveConfig(Section):
     whole_weight: float = Field(0.0, ge=0)
     """Of the whole image as one more target, whitened, beside the hidden patches, which have 1 (method ijepa). For
     teachers that are held still: `ema.generations`."""
+    target_reuse: int = Field(1, ge=1)
+    """Steps that each crop and its targets serve, with other masks each time (method ijepa, with a frozen teacher:
+    `ema.generations`). Asking the teacher once for several steps makes a step about twice as fast (docs/log.md)."""
     target_norm: Literal["none", "layer", "centred", "double_centred"] = "layer"
     """none (paper); layer: one more LayerNorm, without parameters (authors' code); centred: before that
     LayerNorm, what all images (of a process and part of a batch) share at a position is taken away; double_centred:
@@ -324,6 +327,12 @@ class Config(Section):
             raise ValueError(
                 "ema.generations: 1 holds the encoder that the run begins with as its teacher, which here would be a "
                 "random network: set first_stage.method=mae, give --init-from, or set ema.generations=0"
+            )
+        if self.objective.target_reuse > 1 and (self.method != "ijepa" or not self.ema.generations):
+            raise ValueError(
+                f"objective.target_reuse: {self.objective.target_reuse} uses answers of a frozen teacher again, and "
+                f"method {self.method} with ema.generations={self.ema.generations} has none: set "
+                "objective.target_reuse=1"
             )
         parts = self.optim.accumulate * self.runtime.devices
         for key, value, instead in (

@@ -141,6 +141,7 @@ def with_method(settings: Mapping[str, Any], method: str) -> Settings:
             "target_norm": "layer" if method == "mae" else "none",
             "pixel_share": 0.0,
             "whole_weight": 0.0,
+            "target_reuse": 1,
         },
         "optim": {"betas": (0.9, 0.95), "lr": lr, "muon_ratio": 1.0},
         "ema": {"generations": 0},

@@ -30,6 +30,7 @@ from openjepa.health import Health, describe
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 """Where the folders are; it may be missing."""
 _POSITIONS = "pos_embed"  # how the names of position tables end
+_WHOLE_IMAGE = "whole_image."
 _TARGET, _OTHERS = "target_encoder.", ("context_encoder.", "teacher.")
 
 
@@ -58,9 +59,12 @@ def unpacked(saved: checkpoint.Checkpoint, *, like: Mapping[str, Tensor]) -> dic
 
     Args:
         saved: The checkpoint.
-        like: Tensors of a new model of this architecture: the position tables are taken from it.
+        like: Tensors of a new model of this architecture: the position tables are taken from it, and what whitens
+            whole-image targets in a run of before this was saved (a resumed run fits it again).
     """
     state = dict(saved.model)
+    if any(name.startswith(_WHOLE_IMAGE) for name in state):
+        state = {**{name: own for name, own in like.items() if name.startswith(_WHOLE_IMAGE)}, **state}
     if saved.state.get("packed"):
         for name, own in like.items():
             if name.endswith(_POSITIONS):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from openjepa import checkpoint
 from openjepa.config import Config
@@ -18,7 +17,7 @@ from openjepa.data.dataset import ImageDataset, spread
 from openjepa.data.loader import Loader, evaluate_batches
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import channel_statistics
-from openjepa.descriptions import MOST_IMAGES, whole_targets
+from openjepa.descriptions import NUM_IMAGES, fit_whitening
 from openjepa.errors import UserError
 from openjepa.hub import load, model_of
 from openjepa.masks import MaskSampler, make_masks
@@ -103,7 +102,7 @@ def train(config: Config, stage: Stage) -> None:
         config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder,
         probes=_probes(stage, config, dataset, sampler), on_row=watch,
         on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
-        describe=partial(_describe, method, config, dataset, say) if config.objective.whole_weight else None,
+        describe=partial(_describe, method, config, dataset) if config.objective.whole_weight else None,
     )  # fmt: skip
     if saved is not None:
         run.restore(saved)
@@ -125,17 +124,16 @@ def train(config: Config, stage: Stage) -> None:
         say(f"images skipped: {count_kinds(bad_files.kinds)}; listed in bad_files.jsonl")
 
 
-def _describe(method: Method, config: Config, dataset: ImageDataset, say: Callable[[str], None]) -> Tensor:
-    """What the teacher says about whole images, by sample."""
+def _describe(method: Method, config: Config, dataset: ImageDataset) -> None:
+    """Fit whole-image targets to what the teacher says about a sample of images."""
     assert isinstance(method, IJEPA)
-    samples, data = spread(len(dataset), MOST_IMAGES), config.data
-    say(f"targets  the teacher describes {len(samples):,} whole images")
+    samples, data = spread(len(dataset), NUM_IMAGES), config.data
     # A count of its own: the run counts bad images when it meets them in training.
     bad_files = BadFiles(max_fraction=data.max_bad_fraction)
     batches = evaluate_batches(
         dataset, samples, batch_size=64, num_workers=data.num_workers, bad_files=bad_files
     )
-    return whole_targets(method, batches, len(dataset))
+    fit_whitening(method, batches)
 
 
 def _report(run: Run, folder: Path) -> Path:
