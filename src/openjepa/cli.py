@@ -73,6 +73,9 @@ def pretrain(
     stop_on_collapse: Annotated[
         bool, typer.Option("--stop-on-collapse", help="Fail (exit 6) when features become constant.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, why, and what to expect.")
+    ] = False,
 ) -> None:
     """Pretrain an encoder on unlabelled images."""
     from openjepa.apps.pretrain import pretrain as run  # heavy imports only when needed
@@ -81,7 +84,7 @@ def pretrain(
         data=data, out=out, method=method, preset=preset, config=config, set=set or (), epochs=epochs, steps=steps,
         max_minutes=max_minutes, seed=seed, devices=devices, channels=channels, init_from=init_from,
         eval_train=eval_train, eval_test=eval_test, resume=resume, override=override,
-        allow_data_change=allow_data_change, overwrite=overwrite, stop_on_collapse=stop_on_collapse,
+        allow_data_change=allow_data_change, overwrite=overwrite, stop_on_collapse=stop_on_collapse, dry_run=dry_run,
     )  # fmt: skip
 
 

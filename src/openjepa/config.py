@@ -256,6 +256,8 @@ class Config(Section):
     of gradients instead of pixels."""
     init_from: str | None = None
     """Checkpoint whose weights the run starts with, and whose encoder it has (`--init-from`)."""
+    plan: str = ""
+    """What `--preset auto` chose, why, and what it expected."""
     seed: int = 0
     """Seed of the weights, the order of samples, crops and masks."""
     data: DataConfig = DataConfig()

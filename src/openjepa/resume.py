@@ -10,7 +10,7 @@ from openjepa.settings import differences
 _log = logging.getLogger(__name__)
 
 # A resumed run changes the first freely and can't change the second at all; the rest needs --override.
-_FREE = ("log.", "checkpoint.", "data.num_workers", "data.cache", "data.max_bad_fraction", "preset")
+_FREE = ("log.", "checkpoint.", "data.num_workers", "data.cache", "data.max_bad_fraction", "preset", "plan")
 _FIXED = (
     "method",
     "model.",

@@ -17,10 +17,10 @@ from openjepa.data.loader import Loader
 from openjepa.data.preprocess import normalise
 from openjepa.masks import MaskSampler
 from openjepa.methods import Method, Targets
+from openjepa.methods.whole_image import with_whitening
 from openjepa.optim import load_optimizer_tensors, make_optimizers, optimizer_tensors
 from openjepa.run_folder import RunFolder
 from openjepa.settings import dump_config
-from openjepa.shipped import unpacked
 from openjepa.target_buffer import TargetBuffer
 
 Probe = Callable[[Method], dict[str, float]]
@@ -41,7 +41,8 @@ class Run:
         probes: Measurements at every health check.
         on_row: Called with every line of metrics (for progress bars).
         on_batch: Called with every batch (for counting bad files).
-        describe: Fits whole-image targets to a new teacher, for methods that have them.
+        describe: Fits whole-image targets to the teacher where that was not done, or anew (true), for methods that
+            have them.
         targets: The crops of each step, with their targets where these serve several steps.
         step: Optimiser steps done.
         seconds: Time spent training, over the lives of all processes.
@@ -56,7 +57,7 @@ class Run:
     probes: Sequence[Probe] = ()
     on_row: Callable[[dict[str, Any]], None] = lambda row: None
     on_batch: Callable[[Batch], None] = lambda batch: None
-    describe: Callable[[], None] | None = None
+    describe: Callable[[bool], None] | None = None
     targets: TargetBuffer = field(init=False)
     step: int = 0
     seconds: float = 0.0
@@ -145,16 +146,16 @@ class Run:
         with self.autocast():
             return self.method.ask(self.prepare(batch.images))
 
-    def describe_images(self) -> None:
-        """Fit whole-image targets to a new teacher."""
+    def describe_images(self, *, anew: bool = False) -> None:
+        """Fit whole-image targets to the teacher, where that was not done, or ``anew``."""
         if self.describe is not None:
             with self.autocast():
-                self.describe()
+                self.describe(anew)
 
     def renew_teacher(self) -> None:
         """Let the target encoder as it is now set the targets from here on."""
         self.method.renew_teacher()
-        self.describe_images()
+        self.describe_images(anew=True)
         self.targets.forget()
 
     def log(self, row: dict[str, Any], *, measure: bool) -> None:
@@ -175,7 +176,7 @@ class Run:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint of this run."""
-        self.method.load_state_dict(unpacked(saved, like=self.method.state_dict()))
+        self.method.load_state_dict(with_whitening(saved.model, like=self.method.state_dict()))
         load_optimizer_tensors(self.method, self.optimizers, saved.optimizer)
         self.step, self.seconds = saved.state["step"], saved.state["seconds"]
 

@@ -26,11 +26,11 @@ from openjepa import checkpoint
 from openjepa.errors import CheckpointError
 from openjepa.evals.result import columns, rows
 from openjepa.health import Health, describe
+from openjepa.methods.whole_image import with_whitening
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 """Where the folders are; it may be missing."""
 _POSITIONS = "pos_embed"  # how the names of position tables end
-_WHOLE_IMAGE = "whole_image."
 _TARGET, _OTHERS = "target_encoder.", ("context_encoder.", "teacher.")
 
 
@@ -59,12 +59,9 @@ def unpacked(saved: checkpoint.Checkpoint, *, like: Mapping[str, Tensor]) -> dic
 
     Args:
         saved: The checkpoint.
-        like: Tensors of a new model of this architecture: the position tables are taken from it, and what whitens
-            whole-image targets in a run of before this was saved (a resumed run fits it again).
+        like: Tensors of a new model of this architecture: the position tables are taken from it.
     """
-    state = dict(saved.model)
-    if any(name.startswith(_WHOLE_IMAGE) for name in state):
-        state = {**{name: own for name, own in like.items() if name.startswith(_WHOLE_IMAGE)}, **state}
+    state = with_whitening(saved.model, like=like)
     if saved.state.get("packed"):
         for name, own in like.items():
             if name.endswith(_POSITIONS):

@@ -160,8 +160,7 @@ def fit(run: Run) -> None:
     objective, *optimizers = fabric.setup(module, *run.optimizers)
     run.method.train()
     run.start_clock()
-    if run.step == 0:
-        run.describe_images()
+    run.describe_images()
     last_save = run.seconds
     with StopRequest() as stop:
         for crops in run.targets.iterate(run.step, (run.length or _ENDLESS) - run.step):

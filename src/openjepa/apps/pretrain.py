@@ -13,22 +13,24 @@ from typing import Any
 
 import yaml
 from lightning_fabric import Fabric
+from rich.console import Console
 
 from openjepa import checkpoint
 from openjepa.allocator import keep_freed_memory
+from openjepa.apps.plan import forecast, plan
 from openjepa.apps.stage import Stage, train
 from openjepa.config import Config
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import look
 from openjepa.errors import UserError
 from openjepa.hub import load
-from openjepa.presets import choose_preset, preset, with_method
+from openjepa.presets import Images, Settings, preset, with_method
 from openjepa.progress import TrainingProgress
 from openjepa.reference_config import from_reference_config, is_reference_config
 from openjepa.resume import check_changes, check_data
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_device
-from openjepa.settings import load_config, read_yaml, set_key
+from openjepa.settings import dump_config, load_config, read_yaml, set_key
 from openjepa.transfer import model_settings
 
 _log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class _Request:
     allow_data_change: bool
     overwrite: bool
     stop_on_collapse: bool
+    dry_run: bool
 
 
 def pretrain(
@@ -75,6 +78,7 @@ def pretrain(
     allow_data_change: bool = False,
     overwrite: bool = False,
     stop_on_collapse: bool = False,
+    dry_run: bool = False,
 ) -> Path:
     """Pretrain an encoder on unlabelled images; returns the run's folder.
 
@@ -101,6 +105,8 @@ def pretrain(
         stop_on_collapse: End the run with an error when its features have become constant, or at its end only
             tell the position.
 
+        dry_run: Only say what would be done, why, and what to expect; nothing is written.
+
     Raises:
         UserError: A mistake in settings, data or checkpoints; the message says what to do.
         CollapseError: With ``stop_on_collapse``: there is nothing to evaluate. The metrics are kept.
@@ -124,7 +130,7 @@ def pretrain(
     request = _Request(
         data=data, out=Path(out), preset=preset, config=config, set=set, options=given, eval_train=eval_train,
         eval_test=eval_test, resume=resume, override=override, allow_data_change=allow_data_change,
-        overwrite=overwrite, stop_on_collapse=stop_on_collapse,
+        overwrite=overwrite, stop_on_collapse=stop_on_collapse, dry_run=dry_run,
     )  # fmt: skip
     _prepare(request)
     return Path(out)
@@ -136,6 +142,9 @@ def _prepare(request: _Request) -> None:
     source = open_source(request.data, split="train")
     saved = checkpoint.load_latest(request.out / "checkpoints") if request.resume else None
     config = _settings(request, source, saved)
+    if request.dry_run:
+        _say_plan(config, source)
+        return
     if saved is not None:
         check_data(saved, source.fingerprint, len(source), allow=request.allow_data_change)
     device, devices = config.runtime.device, config.runtime.devices
@@ -221,25 +230,46 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
     if theirs is not None:
         base = theirs
     elif request.preset == "auto":
-        found = look(source, channels=request.options.get("data.channels"))
-        accelerated = resolve_device("auto") != "cpu"
-        base, reason = choose_preset(
-            found.side,
-            len(source),
-            method=request.options.get("method", "ijepa"),
-            channels=found.channels,
-            accelerated=accelerated,
-            from_weights="init_from" in request.options,
-        )
-        _log.info("preset auto: %s", reason)
+        base = _planned(request, source, layers)
     else:
         base = preset(request.preset)
+    config = _resolved(base, layers)
+    if config.budget.model_dump(exclude_none=True) == {}:
+        raise UserError("how long to train? Give --max-minutes M, --epochs E or --steps N")
+    return config
+
+
+def _resolved(base: Settings, layers: dict[str, Any]) -> Config:
+    """A preset's settings with file, --set and options on top, and the shape of weights that the run starts from."""
     config = load_config(base, **layers)
     if config.init_from is not None:
         base = {**base, "model": model_settings(load(config.init_from).shape)}
         config = load_config(base, **layers)
     if config.method != "ijepa":
         config = load_config(with_method(base, config.method), **layers)
-    if config.budget.model_dump(exclude_none=True) == {}:
-        raise UserError("how long to train? Give --max-minutes M, --epochs E or --steps N")
     return config
+
+
+def _planned(request: _Request, source: Source, layers: dict[str, Any]) -> Settings:
+    """What `--preset auto` chooses, with the reason and what to expect under the key `plan`."""
+    found = look(source, channels=request.options.get("data.channels"))
+    earlier = request.options.get("init_from")
+    choice, ahead = plan(
+        source,
+        Images(side=found.side, number=len(source), channels=found.channels),
+        lambda settings: _resolved(settings, layers),
+        method=request.options.get("method", "ijepa"),
+        accelerated=resolve_device("auto") != "cpu",
+        patch=None if earlier is None else load(earlier).shape.patch_size[0],
+    )
+    words = choice.reason if ahead is None else f"{choice.reason}; expects {ahead.words(len(source))}"
+    _log.info("preset auto: %s", words)
+    return {**choice.settings, "plan": words}
+
+
+def _say_plan(config: Config, source: Source) -> None:
+    """What a run of these settings would do, for --dry-run; `auto` has told already."""
+    ahead = forecast(config, source)
+    if not config.plan and ahead is not None:
+        _log.info("expects %s", ahead.words(len(source)))
+    Console().print(dump_config(config), highlight=False, markup=False, soft_wrap=True, end="")

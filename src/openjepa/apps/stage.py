@@ -124,9 +124,12 @@ def train(config: Config, stage: Stage) -> None:
         say(f"images skipped: {count_kinds(bad_files.kinds)}; listed in bad_files.jsonl")
 
 
-def _describe(method: Method, config: Config, dataset: ImageDataset) -> None:
+def _describe(method: Method, config: Config, dataset: ImageDataset, anew: bool) -> None:
     """Fit whole-image targets to what the teacher says about a sample of images."""
     assert isinstance(method, IJEPA)
+    assert method.whole_image is not None
+    if method.whole_image.fitted and not anew:
+        return
     samples, data = spread(len(dataset), NUM_IMAGES), config.data
     # A count of its own: the run counts bad images when it meets them in training.
     bad_files = BadFiles(max_fraction=data.max_bad_fraction)

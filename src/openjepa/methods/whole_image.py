@@ -8,6 +8,8 @@ Shapes: B images of a batch, N images of a sample, C context blocks, Nc patches 
 D width, K directions.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,3 +98,16 @@ def whitening(descriptions: Tensor) -> tuple[Tensor, Tensor]:
         basis = directions.flip(1)[:, :_MOST_DIRECTIONS] / (variances + _RIDGE * variances[0] + 1e-12).sqrt()
         size = (rows @ basis).square().mean().sqrt().clamp_min(1e-6)
         return mean, basis / size / std[:, None]
+
+
+def with_whitening(state: Mapping[str, Tensor], *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors with those that whiten: older checkpoints lack them, and they are fitted anew.
+
+    Args:
+        state: Of a checkpoint.
+        like: Of a new model of its architecture, that is with zeros for them.
+    """
+    missing = {
+        name: own for name, own in like.items() if name.startswith("whole_image.") and name not in state
+    }
+    return {**state, **missing} if "whole_image.head.0.weight" in state else dict(state)
