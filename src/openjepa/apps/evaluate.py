@@ -35,6 +35,7 @@ from openjepa.hub import load, weights_hash
 from openjepa.methods.ijepa import build_ijepa
 from openjepa.models.transformer import AttentionPath
 from openjepa.models.vit import VisionTransformer
+from openjepa.overwrite import check_file, is_result
 from openjepa.progress import ImageProgress
 from openjepa.runtime import available_cores, bfloat16_pays, environment, fastest_attention
 from openjepa.settings import load_config
@@ -107,6 +108,9 @@ def evaluate(
     Raises:
         UserError: A mistake in options, data or checkpoint; the message says what to do.
     """
+    if out is not None:
+        sources = {"CHECKPOINT": checkpoint, "--train": train, "--test": test}
+        check_file(Path(out), sources=sources, ours=is_result, what="a result of openjepa evaluate")
     config = load_config({}, schema=EvalConfig, overrides=set)
     request = _Request(
         checkpoint=str(checkpoint), train=str(train), test=str(test), target=target, protocols=list(protocols),

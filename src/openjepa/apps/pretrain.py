@@ -22,6 +22,7 @@ from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import look
 from openjepa.errors import UserError
 from openjepa.hub import load
+from openjepa.overwrite import check_run, refuse_sources
 from openjepa.presets import choose_preset, preset, with_method
 from openjepa.progress import TrainingProgress
 from openjepa.reference_config import from_reference_config, is_reference_config
@@ -97,7 +98,7 @@ def pretrain(
         resume: Go on from the newest checkpoint in ``out`` (from step 0 where there is none).
         override: Let a resumed run change settings that affect its result.
         allow_data_change: Let a resumed run go on with other data.
-        overwrite: Remove what is in ``out``.
+        overwrite: Remove what an earlier run wrote in ``out``; any other folder is refused.
         stop_on_collapse: End the run with an error when its features have become constant, or at its end only
             tell the position.
 
@@ -121,6 +122,12 @@ def pretrain(
         raise UserError("--eval-train and --eval-test go together: give both, or neither")
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other: give one")
+    if overwrite:
+        sources = {
+            "DATA": data, "--config": config, "--init-from": init_from, "--eval-train": eval_train,
+            "--eval-test": eval_test,
+        }  # fmt: skip
+        check_run(Path(out), sources=sources)
     request = _Request(
         data=data, out=Path(out), preset=preset, config=config, set=set, options=given, eval_train=eval_train,
         eval_test=eval_test, resume=resume, override=override, allow_data_change=allow_data_change,
@@ -136,6 +143,8 @@ def _prepare(request: _Request) -> None:
     source = open_source(request.data, split="train")
     saved = checkpoint.load_latest(request.out / "checkpoints") if request.resume else None
     config = _settings(request, source, saved)
+    if request.overwrite:
+        refuse_sources(request.out, {"init_from": config.init_from})  # a file or --set may name it too
     if saved is not None:
         check_data(saved, source.fingerprint, len(source), allow=request.allow_data_change)
     device, devices = config.runtime.device, config.runtime.devices

@@ -27,6 +27,7 @@ from openjepa.data.sources import Source, open_source
 from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.formats.embeddings import read_embeddings, read_metadata
 from openjepa.hub import load, weights_hash
+from openjepa.overwrite import refuse_sources
 from openjepa.viz.grid import grid_picture
 
 THRESHOLD = 0.99
@@ -91,6 +92,8 @@ def search(
         raise UserError(
             f"--k {k}, --select {select}, --threshold {threshold}: at least 1, at least 1, within [-1, 1]"
         )
+    if out is not None:
+        refuse_sources(Path(out), {"FILE": file, "IMAGE": image})
     bank = Bank(Path(file))
     if image is not None:
         query = bank.embed(image, checkpoint=checkpoint, num_heads=num_heads)
