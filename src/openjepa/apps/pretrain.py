@@ -26,7 +26,7 @@ from openjepa.overwrite import check_run, refuse_sources
 from openjepa.presets import choose_preset, preset, with_method
 from openjepa.progress import TrainingProgress
 from openjepa.reference_config import from_reference_config, is_reference_config
-from openjepa.resume import check_changes, check_data
+from openjepa.resume import check_changes, check_data, with_measured
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_device
 from openjepa.settings import load_config, read_yaml, set_key
@@ -146,7 +146,7 @@ def _prepare(request: _Request) -> None:
     if request.overwrite:
         refuse_sources(request.out, {"init_from": config.init_from})  # a file or --set may name it too
     if saved is not None:
-        check_data(saved, source.fingerprint, len(source), allow=request.allow_data_change)
+        check_data(saved, source, allow=request.allow_data_change)
     device, devices = config.runtime.device, config.runtime.devices
     fabric = Fabric(accelerator=device, devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
@@ -155,35 +155,38 @@ def _prepare(request: _Request) -> None:
         eval_test=request.eval_test, stop_on_collapse=request.stop_on_collapse,
     )  # fmt: skip
     if fabric.global_rank:
-        _train_stages(config, stage, request.out)
+        _train_stages(config, stage, request)
         return
     folder = RunFolder(request.out, resume=request.resume, overwrite=request.overwrite)
     with folder, TrainingProgress() as shown:
         if request.resume and saved is None and not (request.out / "first-stage").exists():
             shown.say(f"{request.out}: no checkpoint to resume, starting at step 0")
         stage = replace(stage, folder=folder, say=shown.say, on_row=shown.update)
-        _train_stages(config, stage, request.out)
+        _train_stages(config, stage, request)
 
 
-def _train_stages(config: Config, stage: Stage, out: Path) -> None:
+def _train_stages(config: Config, stage: Stage, request: _Request) -> None:
     """The run itself; where it asks for a first stage and has not begun, that one before it, in a folder of its own."""
     if config.first_stage.method != "none" and stage.saved is None:
-        first = out / "first-stage"
+        first = request.out / "first-stage"
         stage.say(
             f"stage 1  {config.first_stage.method}, {config.first_stage.share:.0%} of the budget, in {first}"
         )
-        _train_first(_first_stage(config), stage, first)
+        _train_first(_first_stage(config), stage, first, request)
         stage.fabric.barrier()
         stage.say(f"stage 2  {config.method}")
         stage = replace(stage, begins_with=first)
     train(config, stage)
 
 
-def _train_first(config: Config, stage: Stage, out: Path) -> None:
-    """A first stage, from where it stands."""
-    saved = checkpoint.load_latest(out / "checkpoints")
+def _train_first(config: Config, stage: Stage, out: Path, request: _Request) -> None:
+    """A first stage, from where it stands; on the same data and with the same settings, as any run that goes on."""
+    saved = checkpoint.load_latest(out / "checkpoints") if request.resume else None
     if saved is not None:
-        config = load_config(yaml.safe_load(saved.config))  # with what was measured when it began
+        check_data(saved, stage.source, allow=request.allow_data_change)
+        began = load_config(yaml.safe_load(saved.config))
+        config = with_measured(config, began)
+        check_changes(began, config, override=request.override)
         stage.say(f"{out}: going on at step {saved.state['step']:,}")
     if stage.folder is None:
         train(config, replace(stage, saved=saved))

@@ -23,7 +23,7 @@ from openjepa import neighbours
 from openjepa.apps.embed import embed
 from openjepa.data.decode import BadImage
 from openjepa.data.preprocess import Preprocess
-from openjepa.data.sources import Source, open_source
+from openjepa.data.sources import Source, open_source, same_data
 from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.formats.embeddings import read_embeddings, read_metadata
 from openjepa.hub import load, weights_hash
@@ -159,7 +159,7 @@ class Bank:
         """The images of these paths, from the data that were embedded."""
         data = self.metadata["data"]
         source = open_source(data["name"])
-        if source.fingerprint != data["fingerprint"]:
+        if not same_data(source, data["fingerprint"]):
             raise UserError(
                 f"--out: {data['name']} holds other images now than when {self.file} was made: embed anew for a picture"
             )
