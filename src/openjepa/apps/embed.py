@@ -331,7 +331,10 @@ class _DataRun:
         }
 
     def _bad_files(self, listing: Path | None) -> BadFiles:
-        bad_files = BadFiles(listing, max_fraction=self.options.max_bad_fraction, option="--max-bad-fraction")
+        bad_files = BadFiles(
+            listing, max_fraction=self.options.max_bad_fraction, num_images=len(self.source),
+            option="--max-bad-fraction",
+        )  # fmt: skip
         bad_files.note(BadFile(*problem) for problem in self.source.problems)
         return bad_files
 

@@ -88,7 +88,9 @@ def predict(
         interpolation=preprocess.interpolation, cache="never",
     )  # fmt: skip
     listing.unlink(missing_ok=True)  # of an earlier file of this name
-    bad_files = BadFiles(listing, max_fraction=max_bad_fraction, option="--max-bad-fraction")
+    bad_files = BadFiles(
+        listing, max_fraction=max_bad_fraction, num_images=len(source), option="--max-bad-fraction"
+    )
     bad_files.note(BadFile(*problem) for problem in source.problems)
     place = resolve_device(device, option="--device")
     precision = "bfloat16" if bfloat16_pays(place) else "float32"

@@ -3,9 +3,9 @@
 Up to `MOST_BYTES` in at most `MOST_FILES` files every byte is read (one pass, a second or two a gigabyte from memory).
 A larger set is not read whole at every start: only the bytes of at most `SAMPLE_FILES` files are, spread evenly over
 its order, as many as `SAMPLE_BYTES` hold. That recognises another data set whatever its names and sizes, but not that a
-few images of a huge set were replaced by others of exactly their sizes. The cache of features therefore uses `cache_key`,
-which for a huge set also holds its place and the times of change: there a false alarm only costs time, while a run must
-be able to go on after its data were copied to another disk.
+few images of a huge set were replaced by others of exactly their sizes. The cache of features therefore uses
+`cache_key`, which for a huge set also holds its place and the times of change: there a false alarm only costs time,
+while a run must be able to go on after its data were copied to another disk.
 """
 
 import hashlib
