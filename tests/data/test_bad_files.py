@@ -43,7 +43,7 @@ def test_what_is_not_allowed_ends_it_soon() -> None:
 
 
 def test_a_small_excess_ends_it_too() -> None:
-    """By the end of the pass, when more images were bad than are allowed of all; later, where their number is unknown."""
+    """By the end of the pass, when more were bad than are allowed of all; later, where their number is unknown."""
     assert all(stopped_after(0.0105, seed) is not None for seed in range(20))
     assert stopped_after(0.0105, 0, num_images=None) is None
     assert too_many(13_000, 1_000_000, allowed=0.01)
