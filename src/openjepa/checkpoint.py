@@ -55,10 +55,10 @@ def save(
     config: str,
     keep: int,
 ) -> Path:
-    """Write a checkpoint and remove the oldest verified ones beyond ``keep``.
+    """Write a checkpoint and remove what is older than the ``keep`` newest verified ones.
 
-    The one just written is the newest, whatever else lies there: one of a higher step was damaged when the run went on,
-    is reported and left alone, as a damaged older one is. Neither counts.
+    The one just written is the newest, whatever else lies there: one of a higher step was damaged when the run went on
+    and is left alone. Damaged ones are reported and do not count.
 
     Args:
         folder: The run's `checkpoints` folder.
@@ -106,11 +106,20 @@ def save(
     except SafetensorError as error:  # how a failed write of tensors is reported
         shutil.rmtree(draft, ignore_errors=True)
         raise _disk_full(folder, model, optimizer) from error
-    others = [path for path in list_checkpoints(folder) if path != final]
-    whole = [path for path in others if _is_whole(path, _stamp(path)) and path.name < final.name]
-    for old in whole[max(0, keep - 1) :]:
-        shutil.rmtree(old, ignore_errors=True)
+    _retire(folder, final, keep=keep)
     return final
+
+
+def _retire(folder: Path, newest: Path, *, keep: int) -> None:
+    """Remove what is older than ``keep`` whole checkpoints, of which ``newest``, just written, is one."""
+    num_whole = 1
+    for path in list_checkpoints(folder):
+        if path.name > newest.name:
+            _is_whole(path, _stamp(path))  # reports it
+        elif path != newest and num_whole < keep:
+            num_whole += _is_whole(path, _stamp(path))
+        elif path != newest:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -30,7 +30,6 @@ Sources = Mapping[str, object]
 
 # What a run writes, below its folder and below its first stage's; anything else in there is somebody else's.
 _RUN_ENTRIES = (
-    MARKER,
     "config.yaml",
     "environment.json",
     "metrics.jsonl",
@@ -38,11 +37,13 @@ _RUN_ENTRIES = (
     "train.log",
     "bad_files.jsonl",
     "report.html",
+    "report.tmp",
     "nonfinite-step-*.safetensors",
     "checkpoints/step-*",
     "checkpoints/.step-*.tmp",
     "pictures/*.png",
     "tensorboard/events.out.tfevents.*",
+    MARKER,
 )
 _RUN_FOLDERS = ("checkpoints", "pictures", "tensorboard")
 _FIRST_STAGE, _LOCK = "first-stage", ".lock"
@@ -108,6 +109,7 @@ def remove_run(folder: Path) -> None:
         UserError: The folder is not a run's.
     """
     check_run(folder, sources={})
+    mark(folder, "run")  # so that a kill in the middle leaves what can be overwritten
     _remove_run_entries(folder)
     for path in folder.glob("*.json"):  # the report would show them as results of the next run
         if is_result(path):
