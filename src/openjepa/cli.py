@@ -69,7 +69,7 @@ def pretrain(
     allow_data_change: Annotated[
         bool, typer.Option("--allow-data-change", help="Let it change data.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the earlier run in --out.")] = False,
     stop_on_collapse: Annotated[
         bool, typer.Option("--stop-on-collapse", help="Fail (exit 6) when features become constant.")
     ] = False,
@@ -164,7 +164,7 @@ def predict(
     num_heads: NumHeads = None,
     num_workers: NumWorkers = 0,
     max_bad_fraction: MaxBadFraction = 0.01,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of predictions.")] = False,
 ) -> None:
     """Classify images by a head that `openjepa evaluate` fitted."""
     from openjepa.apps.predict import predict as run
@@ -194,7 +194,7 @@ def embed(
     num_heads: NumHeads = None,
     num_workers: NumWorkers = 0,
     max_bad_fraction: MaxBadFraction = 0.01,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of embeddings.")] = False,
 ) -> None:
     """Write one vector an image to a parquet file; run again after a kill, it goes on."""
     from openjepa.apps.embed import embed as run
@@ -244,7 +244,7 @@ def export(
         Path | None, typer.Option(help="With hf: a head that openjepa evaluate --save-head wrote.")
     ] = None,
     num_heads: NumHeads = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the earlier export.")] = False,
 ) -> None:
     """Write the encoder for transformers, timm, ONNX or the authors' code."""
     from openjepa.apps.export import export as run

@@ -50,7 +50,8 @@ class DataConfig(Section):
     min_side: int = Field(2, ge=1)
     """Images with a shorter side, in pixels, are skipped and counted."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    """The run stops when more than this fraction of the images is unreadable (looked at after 100 images)."""
+    """The run stops once it is certain that more than this fraction of the images is unreadable (and not before 100
+    images were read)."""
 
     @field_validator("image_size", mode="before")
     @classmethod

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from openjepa import schedules
 from openjepa.config import Config
-from openjepa.errors import NonFiniteError, Preempted
+from openjepa.errors import CollapseError, NonFiniteError, Preempted
 from openjepa.failpoint import failpoint
 from openjepa.masks import Masks
 from openjepa.methods import Method, Targets
@@ -149,7 +149,8 @@ def fit(run: Run) -> None:
 
     Raises:
         NonFiniteError: The loss became NaN or infinite; the batch lies in the run's folder.
-        Preempted: Asked to stop (SIGTERM, SIGUSR1, Ctrl-C): saved first.
+        CollapseError: Who watches the metrics ends the run: saved first.
+        Preempted: Asked to stop (SIGTERM, SIGUSR1, Ctrl-C), in the last step too: saved first.
     """
     if run.progress() >= 1.0:
         return
@@ -181,16 +182,21 @@ def fit(run: Run) -> None:
             failpoint(f"step-{run.step}")
             if run.step % config.log.every_steps == 0 or run.finished:
                 row = _row(run, loss, hyper, parts[0][1])
-                run.log(row, measure=run.step % config.log.health_every_steps == 0 or run.finished)
+                try:
+                    run.log(row, measure=run.step % config.log.health_every_steps == 0 or run.finished)
+                except CollapseError:
+                    run.save()
+                    raise
             due = run.seconds - last_save > config.checkpoint.every_minutes * 60
             stopping = stop.agreed(fabric)
             if run.step % config.checkpoint.every_steps == 0 or due or run.finished or stopping:
                 run.save()
                 last_save = run.seconds
+            # At the end once more: what was asked while the last step was saved, no later step would answer.
+            if stopping or (run.finished and stop.agreed(fabric)):
+                raise Preempted(f"stopped at step {run.step:,}, saved; go on with --resume")
             if run.finished:
                 return
-            if stopping:
-                raise Preempted(f"stopped at step {run.step:,}, saved; go on with --resume")
 
 
 def _parts(run: Run, crops: Crops) -> list[Part]:

@@ -19,7 +19,7 @@ from openjepa.allocator import keep_freed_memory
 from openjepa.apps.embed import frozen_encoder
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.preprocess import Preprocess
-from openjepa.data.sources import Source, open_source
+from openjepa.data.sources import Source, open_source, same_data
 from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.evals import run
 from openjepa.evals.config import EvalConfig
@@ -35,6 +35,7 @@ from openjepa.hub import load, weights_hash
 from openjepa.methods.ijepa import build_ijepa
 from openjepa.models.transformer import AttentionPath
 from openjepa.models.vit import VisionTransformer
+from openjepa.overwrite import check_file, is_result
 from openjepa.progress import ImageProgress
 from openjepa.runtime import available_cores, bfloat16_pays, environment, fastest_attention
 from openjepa.settings import load_config
@@ -107,6 +108,9 @@ def evaluate(
     Raises:
         UserError: A mistake in options, data or checkpoint; the message says what to do.
     """
+    if out is not None:
+        sources = {"CHECKPOINT": checkpoint, "--train": train, "--test": test}
+        check_file(Path(out), sources=sources, ours=is_result, what="a result of openjepa evaluate")
     config = load_config({}, schema=EvalConfig, overrides=set)
     request = _Request(
         checkpoint=str(checkpoint), train=str(train), test=str(test), target=target, protocols=list(protocols),
@@ -145,11 +149,11 @@ def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = 
         raise CheckpointError(
             f"--rerun {result}: {request.checkpoint} has other weights now than it was made with; evaluate it anew"
         )
-    for name, found in again.fingerprints.items():
-        if found != told["data"][name]:
+    for name, source in again.sources.items():
+        if not same_data(source, told["data"][name]):
             raise DataError(
                 f"--rerun {result}: the {name} images, {getattr(request, name)}, are not those that it was made with "
-                "(other names, sizes or order); evaluate anew"
+                "(other names, sizes, content or order); evaluate anew"
             )
     return again.run(out=None if out is None else Path(out), head=None)
 

@@ -24,10 +24,11 @@ from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import look
 from openjepa.errors import UserError
 from openjepa.hub import load
+from openjepa.overwrite import check_run, refuse_sources
 from openjepa.presets import Images, Settings, preset, with_method
 from openjepa.progress import TrainingProgress
 from openjepa.reference_config import from_reference_config, is_reference_config
-from openjepa.resume import check_changes, check_data
+from openjepa.resume import check_changes, check_data, with_measured
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_device
 from openjepa.settings import dump_config, load_config, read_yaml, set_key
@@ -101,7 +102,7 @@ def pretrain(
         resume: Go on from the newest checkpoint in ``out`` (from step 0 where there is none).
         override: Let a resumed run change settings that affect its result.
         allow_data_change: Let a resumed run go on with other data.
-        overwrite: Remove what is in ``out``.
+        overwrite: Remove what an earlier run wrote in ``out``; any other folder is refused.
         stop_on_collapse: End the run with an error when its features have become constant, or at its end only
             tell the position.
 
@@ -127,6 +128,12 @@ def pretrain(
         raise UserError("--eval-train and --eval-test go together: give both, or neither")
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other: give one")
+    if overwrite:
+        sources = {
+            "DATA": data, "--config": config, "--init-from": init_from, "--eval-train": eval_train,
+            "--eval-test": eval_test,
+        }  # fmt: skip
+        check_run(Path(out), sources=sources)
     request = _Request(
         data=data, out=Path(out), preset=preset, config=config, set=set, options=given, eval_train=eval_train,
         eval_test=eval_test, resume=resume, override=override, allow_data_change=allow_data_change,
@@ -142,11 +149,13 @@ def _prepare(request: _Request) -> None:
     source = open_source(request.data, split="train")
     saved = checkpoint.load_latest(request.out / "checkpoints") if request.resume else None
     config = _settings(request, source, saved)
+    if request.overwrite:
+        refuse_sources(request.out, {"init_from": config.init_from})  # a file or --set may name it too
     if request.dry_run:
         _say_plan(config, source)
         return
     if saved is not None:
-        check_data(saved, source.fingerprint, len(source), allow=request.allow_data_change)
+        check_data(saved, source, allow=request.allow_data_change)
     device, devices = config.runtime.device, config.runtime.devices
     fabric = Fabric(accelerator=device, devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
@@ -155,35 +164,38 @@ def _prepare(request: _Request) -> None:
         eval_test=request.eval_test, stop_on_collapse=request.stop_on_collapse,
     )  # fmt: skip
     if fabric.global_rank:
-        _train_stages(config, stage, request.out)
+        _train_stages(config, stage, request)
         return
     folder = RunFolder(request.out, resume=request.resume, overwrite=request.overwrite)
     with folder, TrainingProgress() as shown:
         if request.resume and saved is None and not (request.out / "first-stage").exists():
             shown.say(f"{request.out}: no checkpoint to resume, starting at step 0")
         stage = replace(stage, folder=folder, say=shown.say, on_row=shown.update)
-        _train_stages(config, stage, request.out)
+        _train_stages(config, stage, request)
 
 
-def _train_stages(config: Config, stage: Stage, out: Path) -> None:
+def _train_stages(config: Config, stage: Stage, request: _Request) -> None:
     """The run itself; where it asks for a first stage and has not begun, that one before it, in a folder of its own."""
     if config.first_stage.method != "none" and stage.saved is None:
-        first = out / "first-stage"
+        first = request.out / "first-stage"
         stage.say(
             f"stage 1  {config.first_stage.method}, {config.first_stage.share:.0%} of the budget, in {first}"
         )
-        _train_first(_first_stage(config), stage, first)
+        _train_first(_first_stage(config), stage, first, request)
         stage.fabric.barrier()
         stage.say(f"stage 2  {config.method}")
         stage = replace(stage, begins_with=first)
     train(config, stage)
 
 
-def _train_first(config: Config, stage: Stage, out: Path) -> None:
-    """A first stage, from where it stands."""
-    saved = checkpoint.load_latest(out / "checkpoints")
+def _train_first(config: Config, stage: Stage, out: Path, request: _Request) -> None:
+    """A first stage, from where it stands; on the same data and with the same settings, as any run that goes on."""
+    saved = checkpoint.load_latest(out / "checkpoints") if request.resume else None
     if saved is not None:
-        config = load_config(yaml.safe_load(saved.config))  # with what was measured when it began
+        check_data(saved, stage.source, allow=request.allow_data_change)
+        began = load_config(yaml.safe_load(saved.config))
+        config = with_measured(config, began)
+        check_changes(began, config, override=request.override)
         stage.say(f"{out}: going on at step {saved.state['step']:,}")
     if stage.folder is None:
         train(config, replace(stage, saved=saved))

@@ -72,7 +72,9 @@ def train(config: Config, stage: Stage) -> None:
     data, architecture = config.data, architecture_of(config)
     sampler = make_masks(config.masks.name, grid=architecture.grid, **config.masks.settings())
     dataset = open_dataset(config, source)
-    bad_files = BadFiles(folder.bad_files if folder else None, max_fraction=data.max_bad_fraction)
+    bad_files = BadFiles(
+        folder.bad_files if folder else None, max_fraction=data.max_bad_fraction, num_images=len(source)
+    )
     bad_files.note(BadFile(*problem) for problem in source.problems)
     loader = Loader(
         dataset,
@@ -132,7 +134,7 @@ def _describe(method: Method, config: Config, dataset: ImageDataset, anew: bool)
         return
     samples, data = spread(len(dataset), NUM_IMAGES), config.data
     # A count of its own: the run counts bad images when it meets them in training.
-    bad_files = BadFiles(max_fraction=data.max_bad_fraction)
+    bad_files = BadFiles(max_fraction=data.max_bad_fraction, num_images=len(samples))
     batches = evaluate_batches(
         dataset, samples, batch_size=64, num_workers=data.num_workers, bad_files=bad_files
     )

@@ -200,7 +200,7 @@ class _View:
     def key(self) -> str:
         """For the store."""
         random = f", {self.num_random} random views of seed {self.seed}" if self.num_random else ""
-        return f"{self.dataset.source.fingerprint}{random}"
+        return f"{self.dataset.source.cache_key}{random}"
 
     def images(self) -> Iterator[Tensor]:
         """Batches (B, C, H, W) uint8 of the images that can be read."""
@@ -234,23 +234,35 @@ def _embed(
     device: str | torch.device,
     store: FeatureStore | None,
 ) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
-    """Features of all kinds by name, from the store where it has them, and the places (N,) of their images."""
+    """Features of all kinds by name, from the store where it has them, and the places (N,) of their images.
+
+    What is in the store goes with what is not only if both are of the same images: one may have become unreadable, or
+    readable, between two evaluations. Where they differ all kinds are computed now.
+    """
     if not kinds:
         return {}, np.arange(len(view.dataset))
-    features: dict[str, Tensor] = {}
-    places: NDArray[np.int64] | None = None
+    found: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
     for kind in kinds:
         if store is not None and (kept := store.load(kind.key, view.key)) is not None:
-            features[kind.name], places = kept
-    if missing := [kind for kind in kinds if kind.name not in features]:
+            found[kind.name] = kept
+    while wanted := _wanted(kinds, found):
         start = time.perf_counter()
-        featurisers = {kind.name: kind.featurise for kind in missing}
-        features |= extract(featurisers, batches=view.images(), mean=mean, std=std, device=device)
+        featurisers = {kind.name: kind.featurise for kind in wanted}
+        view.samples.clear()
+        new = extract(featurisers, batches=view.images(), mean=mean, std=std, device=device)
         places = np.concatenate(view.samples)
         seconds = time.perf_counter() - start
         _log.info("%s: %d images embedded (%.0f s)", view.dataset.source.name, len(places), seconds)
-        if store is not None:
-            for kind in missing:
-                store.save(kind.key, view.key, features[kind.name], places)
-    assert places is not None
-    return features, places
+        for kind in wanted:
+            found[kind.name] = new[kind.name], places
+            if store is not None:
+                store.save(kind.key, view.key, *found[kind.name])
+    return {name: features for name, (features, _) in found.items()}, found[kinds[0].name][1]
+
+
+def _wanted(kinds: Sequence[_Kind], found: Mapping[str, tuple[Tensor, NDArray[np.int64]]]) -> Sequence[_Kind]:
+    """What is still to be computed: kinds that are missing, or all where those found are of different images."""
+    if missing := [kind for kind in kinds if kind.name not in found]:
+        return missing
+    first, *others = [places for _, places in found.values()]
+    return kinds if any(not np.array_equal(first, places) for places in others) else []
