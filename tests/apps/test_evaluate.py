@@ -103,6 +103,15 @@ def test_a_saved_head_says_of_new_images_what_the_protocol_said(
     assert head.weight.shape[0] == 3
 
 
+def test_the_first_head_that_was_asked_for_is_saved(data: Path, tmp_path: Path) -> None:
+    """Though protocols are fitted pooling by pooling."""
+    protocols = ["knn", "linear_grid", "linear"]
+    settings = [*FAST, "linear_grid.grid=2", "linear.learning_rates=[0.1]"]
+    evaluate(GOLDEN, **arguments(data, protocols=protocols, set=settings, save_head=tmp_path / "head"))
+    _, facts = load_head(tmp_path / "head")
+    assert (facts.protocol, facts.pooling) == ("linear_grid", "grid2")
+
+
 def test_attention_over_patches(data: Path, tmp_path: Path) -> None:
     settings = ["attentive.min_steps=60", "attentive.epochs=1"]
     out = tmp_path / "a.json"

@@ -304,7 +304,8 @@ class _Evaluation:
                 f"--save-head {folder}: none of {', '.join(self.request.protocols)} fits a linear head; "
                 "add linear or logistic to --protocols"
             )
-        protocol, (head, classes) = next(iter(heads.items()))
+        protocol = next(name for name in self.request.protocols if name in heads)
+        head, classes = heads[protocol]
         facts = HeadFacts(
             classes=list(classes), protocol=protocol, num_layers=head.num_layers, checkpoint=self.request.checkpoint,
             weights_sha256=self.weights_sha256, encoder=self.request.encoder,

@@ -117,6 +117,16 @@ def shown(result: Mapping[str, Any], baseline: str | None = None) -> dict[str, f
     return told
 
 
+def recalls(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, float]]:
+    """The recall of each class by the names of `figures`, of all that classify."""
+    return {
+        name: part["recall"]
+        for protocol, scores in protocols.items()
+        for name, part in _parts(protocol, scores)
+        if "recall" in part
+    }
+
+
 def _unbalanced(scores: Mapping[str, Any]) -> bool:
     """Whether a protocol's classes are; unknown, so False, in results of versions that did not tell recall."""
     num_classes = _num_classes(scores)
