@@ -100,8 +100,8 @@ def evaluate(
     protocols: Annotated[
         str | None,
         typer.Option(
-            help="Any of knn,linear,logistic,fewshot,finetune,fewshot_finetune,count,depth,dense_depth,segmentation; "
-            "by default the first three."
+            help="Any of knn,linear,logistic,linear_grid,attentive,fewshot,finetune,fewshot_finetune,count,depth,"
+            "dense_depth,segmentation; by default the first three."
         ),
     ] = None,
     encoder: Encoder = "target",
@@ -184,6 +184,9 @@ def embed(
         bool, typer.Option("--patches", help="Also the representation of each patch: large.")
     ] = False,
     encoder: Encoder = "target",
+    pool: Annotated[
+        str, typer.Option(help="Make one vector of the patches: mean, max, mean+max, grid2 or grid3.")
+    ] = "mean",
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is faster.")
     ] = "auto",
@@ -200,7 +203,7 @@ def embed(
     from openjepa.apps.embed import embed as run
 
     run(
-        checkpoint, data, out, patches=patches, encoder=encoder, precision=precision, device=device,
+        checkpoint, data, out, patches=patches, encoder=encoder, pool=pool, precision=precision, device=device,
         batch_size=batch_size, num_heads=num_heads, num_workers=num_workers, max_bad_fraction=max_bad_fraction,
         overwrite=overwrite,
     )  # fmt: skip

@@ -207,7 +207,7 @@ class OnlineProbe:
         ):
             result = evaluate(
                 encode, train=self._train, test=self._test, mean=model.preprocess.mean, std=model.preprocess.std,
-                protocols=self._protocols, device=device,
+                protocols=self._protocols, device=device, patch_size=encoder.patch_embed.patch_size,
             )  # fmt: skip
         self._last = time.monotonic()
         found = figures(result["protocols"])

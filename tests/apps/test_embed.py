@@ -21,6 +21,7 @@ from openjepa.apps import embed as module
 from openjepa.apps.embed import frozen_encoder
 from openjepa.data.preprocess import Preprocess
 from openjepa.errors import CheckpointError, DataError, UserError
+from openjepa.evals.features import pool_patches
 from openjepa.formats import embeddings
 from openjepa.formats.embeddings import read_metadata
 from openjepa.hub import load, weights_hash
@@ -101,6 +102,21 @@ def test_patches_and_the_other_encoder(photos: Path, tmp_path: Path, model: IJEP
         first = model.context_encoder(model.preprocess(good(photos)[0]))
     torch.testing.assert_close(patches[:1], first, rtol=1e-5, atol=1e-5)
     assert read_metadata(out)["patches"] == {"grid": [8, 8], "size": model.context_encoder.embed_dim}
+
+
+@pytest.mark.parametrize(("pool", "times"), [("max", 1), ("mean+max", 2), ("grid3", 9)])
+def test_poolings_are_in_the_file_and_its_metadata(
+    photos: Path, tmp_path: Path, model: IJEPA, pool: str, times: int
+) -> None:
+    out, width = tmp_path / "a.parquet", model.target_encoder.embed_dim
+    openjepa.embed(model, photos, out, pool=pool, patches=True, max_bad_fraction=1, **SMALL)
+    assert read_metadata(out)["embedding"] == {"size": times * width, "pooling": pool}
+    found = rows(out)
+    features = torch.tensor(found["embedding"])
+    patches = torch.tensor(found["patches"])
+    torch.testing.assert_close(features, pool_patches(patches, pool, grid=(8, 8)))
+    alone = openjepa.embed(model, good(photos), pool=pool)
+    torch.testing.assert_close(alone, features, rtol=1e-5, atol=1e-5)
 
 
 def test_images_in_every_form(photos: Path, model: IJEPA) -> None:
@@ -255,6 +271,7 @@ def test_bfloat16_stays_near() -> None:
     ("options", "message"),
     [
         ({"encoder": "both"}, "--encoder 'both': expected target or context"),
+        ({"pool": "median"}, r"--pool 'median': expected mean, max, mean\+max, grid2 or grid3"),
         ({"precision": "half"}, "--precision 'half': expected auto, float32 or bfloat16"),
         ({"device": "tpu"}, "--device: 'tpu' is not available here"),
         ({"batch_size": 0}, "--batch-size 0: at least 1"),

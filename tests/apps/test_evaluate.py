@@ -17,6 +17,7 @@ from openjepa.apps.suite import evaluate_suite, load_suite
 from openjepa.cli import main
 from openjepa.data.scenes import source as scenes
 from openjepa.errors import CheckpointError, DataError, UserError
+from openjepa.evals import on_images
 from openjepa.evals.heads import load_head
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-32-p4-before.pth.tar"
@@ -84,7 +85,7 @@ def test_a_result_is_made_again_from_itself_and_only_from_the_same(data: Path, t
         rerun(out)
 
 
-@pytest.mark.parametrize("protocol", ["linear", "logistic"])
+@pytest.mark.parametrize("protocol", ["linear", "linear_grid", "logistic"])
 def test_a_saved_head_says_of_new_images_what_the_protocol_said(
     data: Path, tmp_path: Path, protocol: str
 ) -> None:
@@ -100,6 +101,44 @@ def test_a_saved_head_says_of_new_images_what_the_protocol_said(
     head, facts = load_head(tmp_path / "head")
     assert (facts.classes, facts.protocol, facts.encoder) == (["blue", "green", "red"], protocol, "target")
     assert head.weight.shape[0] == 3
+
+
+def test_the_first_head_that_was_asked_for_is_saved(data: Path, tmp_path: Path) -> None:
+    """Though protocols are fitted pooling by pooling."""
+    protocols = ["knn", "linear_grid", "linear"]
+    settings = [*FAST, "linear_grid.grid=2", "linear.learning_rates=[0.1]"]
+    evaluate(GOLDEN, **arguments(data, protocols=protocols, set=settings, save_head=tmp_path / "head"))
+    _, facts = load_head(tmp_path / "head")
+    assert (facts.protocol, facts.pooling) == ("linear_grid", "grid2")
+
+
+def test_attention_over_patches(data: Path, tmp_path: Path) -> None:
+    settings = ["attentive.min_steps=60", "attentive.epochs=1"]
+    out = tmp_path / "a.json"
+    result = evaluate(
+        GOLDEN, **arguments(data, protocols=["attentive"], baselines=True, set=settings, out=out)
+    )
+    assert json.loads(out.read_text()) == result
+    scores = result["protocols"]["attentive"]
+    assert scores["top1"] > 0.8
+    assert scores["lr"] in (1e-3, 3e-3, 1e-2, 3e-2)
+    assert list(scores["recall"]) == ["blue", "green", "red"]
+    assert (scores["num_train"], scores["majority_class"]) == (60, pytest.approx(1 / 3))
+    assert set(result["baselines"]) == {"random_init", "raw_pixels"}
+    assert result["baselines"]["raw_pixels"]["attentive"]["top1"] > 0.5
+    again = evaluate(GOLDEN, **arguments(data, protocols=["attentive"], set=settings))
+    assert again["protocols"] == result["protocols"]
+
+
+def test_attention_uses_as_many_training_images_as_fit(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    width = openjepa.load(GOLDEN, num_heads=HEADS).target_encoder.embed_dim
+    monkeypatch.setattr(on_images, "MOST_BYTES", 30 * 64 * width * 2)
+    with caplog.at_level(logging.INFO):
+        result = evaluate(GOLDEN, **arguments(data, protocols=["attentive"], set=["attentive.min_steps=5"]))
+    assert result["protocols"]["attentive"]["num_train"] == 30
+    assert "attentive: 30 training images" in caplog.text
 
 
 def test_heads_of_other_weights_and_damaged_heads_are_refused(data: Path, tmp_path: Path) -> None:
@@ -149,8 +188,13 @@ def test_fine_tuning_beside_training_from_scratch(data: Path) -> None:
     assert list(result["protocols"]) == protocols
     assert result["protocols"]["finetune"]["num_train"] == 60
     assert result["protocols"]["fewshot_finetune"]["0.10"]["num_train"] == 6
-    assert result["baselines"]["random_init"]["finetune"].keys() == {"top1"}
-    assert set(result["baselines"]["random_init"]["fewshot_finetune"]["0.10"]) == {"top1", "std"}
+    assert result["baselines"]["random_init"]["finetune"].keys() == {"top1", "balanced_accuracy"}
+    few = {"top1", "std", "balanced_accuracy"}
+    assert set(result["baselines"]["random_init"]["fewshot_finetune"]["0.10"]) == few
+    for scores in (result["protocols"]["finetune"], result["protocols"]["fewshot_finetune"]["0.10"]):
+        assert list(scores["recall"]) == ["blue", "green", "red"]
+        assert np.trace(scores["confusion"]) / 30 == pytest.approx(scores["top1"])
+        assert "predictions" not in scores
     assert "finetune" not in result["baselines"]["raw_pixels"]
 
 
@@ -198,6 +242,7 @@ datasets:
         lines[2] == f"| {GOLDEN} | " + " | ".join(f"{100 * figure['top1']:.1f}" for figure in figures) + " |"
     )
     assert r"R\&D\_50\%, logistic \\" in (tmp_path / "transfer.tex").read_text()
+    assert [len(row) for row in results["colours"]["protocols"]["knn"]["confusion"]] == [3, 3, 3]
     assert not (tmp_path / "transfer.png").exists()  # no folder of a run says how long it took
 
 

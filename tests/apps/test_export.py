@@ -352,6 +352,9 @@ def test_a_head_of_several_layers_has_no_home(tmp_path: Path) -> None:
     (tmp_path / "one" / "head.json").write_text(json.dumps({**head, "num_layers": 4}))
     with pytest.raises(UserError, match=r"--set linear\.layers=1"):
         export(path, to="hf", out=tmp_path / "other", head=tmp_path / "one")
+    (tmp_path / "one" / "head.json").write_text(json.dumps({**head, "pooling": "grid3"}))
+    with pytest.raises(UserError, match=r"sees the patches pooled by grid3, and .* their mean"):
+        export(path, to="hf", out=tmp_path / "other", head=tmp_path / "one")
     (tmp_path / "one" / "head.json").write_text(json.dumps({**head, "weights_sha256": "0"}))
     with pytest.raises(CheckpointError, match="whose weights are others"):
         export(path, to="hf", out=tmp_path / "other", head=tmp_path / "one")

@@ -11,8 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 import openjepa
+from openjepa.apps import search as module
 from openjepa.apps.search import search
 from openjepa.errors import CheckpointError, UserError
+from openjepa.formats.embeddings import read_metadata
 
 pytest.importorskip("pyarrow")
 
@@ -60,6 +62,24 @@ def test_an_image_finds_itself_and_its_copy(
     assert colours != (255, 255, 255)
 
 
+def test_a_query_is_pooled_as_the_file_says(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.parquet"
+    openjepa.embed(GOLDEN, photos, out, pool="grid2", num_heads=HEADS, progress=False, precision="float32")
+    found = search(out, photos / "07.png", k=2, num_heads=HEADS)
+    assert set(names(found)) == {"07.png", "copy.png"}
+    assert found[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_files_of_earlier_versions_call_the_mean_by_its_name(
+    file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = read_metadata(file)
+    assert metadata["embedding"]["pooling"] == "mean"
+    metadata["embedding"]["pooling"] = "mean over patches"
+    monkeypatch.setattr(module, "read_metadata", lambda path: metadata)
+    assert search(file, photos / "07.png", k=1, num_heads=HEADS)[0].similarity == pytest.approx(1, abs=1e-5)
+
+
 def test_copies_odd_ones_and_a_selection(file: Path) -> None:
     groups = search(file, duplicates=True, threshold=0.99999)
     assert sorted(names(groups)) == ["07.png", "copy.png"]
@@ -101,3 +121,8 @@ def test_in_a_pipeline_of_scikit_learn(photos: Path) -> None:
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
     np.testing.assert_allclose(features.transform(pixels), expected, rtol=1e-4, atol=1e-4)
     assert len(features.get_feature_names_out()) == expected.shape[1]
+    regions = openjepa.OpenJEPAFeatures(GOLDEN, pool="grid2", num_heads=HEADS)
+    assert regions.fit_transform(files[:2]).shape == (2, 4 * expected.shape[1])
+    assert len(regions.get_feature_names_out()) == 4 * expected.shape[1]
+    with pytest.raises(UserError, match="pool 'median': expected mean"):
+        openjepa.OpenJEPAFeatures(GOLDEN, pool="median", num_heads=HEADS).fit(files)

@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.errors import CheckpointError
-from openjepa.evals.features import Encoder, extract, pooled, raw_pixels
+from openjepa.errors import CheckpointError, UserError
+from openjepa.evals.features import (
+    POOLINGS,
+    Encoder,
+    extract,
+    pool_patches,
+    pooled,
+    pooled_size,
+    raw_pixels,
+    remembering,
+)
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -56,6 +65,69 @@ def test_several_encoders_share_one_pass(images: Tensor) -> None:
     assert sum(served) == len(images)
     torch.testing.assert_close(features["a"], embed(encode, [images]))
     assert features["b"].shape == (7, 3 * 8 * 8)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_pooling_is_that_of_each_layer_and_has_its_size(pooling: str) -> None:
+    patches = torch.randn(2, 4, 20, 6)  # (B, L, P, D)
+    found = pool_patches(patches.bfloat16(), pooling, grid=(5, 4))
+    assert found.shape == (2, 4, pooled_size(pooling, 6))
+    assert found.dtype == torch.float32
+    alone = pool_patches(patches[:, 1].bfloat16(), pooling, grid=(5, 4))
+    torch.testing.assert_close(found[:, 1], alone)
+
+
+def test_poolings_are_what_they_are_called() -> None:
+    patches = torch.randn(3, 24, 5)
+    maps = patches.view(3, 4, 6, 5)  # (B, rows, columns, D)
+    torch.testing.assert_close(pool_patches(patches, "max"), maps.amax(dim=(1, 2)))
+    both = torch.cat([maps.mean(dim=(1, 2)), maps.amax(dim=(1, 2))], dim=1)
+    torch.testing.assert_close(pool_patches(patches, "mean+max"), both)
+    quarters = maps.view(3, 2, 2, 2, 3, 5).mean(dim=(2, 4)).flatten(1)  # top left, top right, bottom left, …
+    torch.testing.assert_close(pool_patches(patches, "grid2", grid=(4, 6)), quarters)
+
+
+def test_regions_cover_grids_that_their_number_does_not_divide() -> None:
+    """Of 8 rows the three regions are rows 0 to 2, 2 to 5 and 5 to 7, as in adaptive average pooling."""
+    patches = torch.randn(2, 64, 5)
+    maps = patches.view(2, 8, 8, 5)
+    spans = [slice(0, 3), slice(2, 6), slice(5, 8)]
+    expected = torch.cat(
+        [maps[:, down, across].mean(dim=(1, 2)) for down in spans for across in spans], dim=1
+    )
+    torch.testing.assert_close(pool_patches(patches, "grid3", grid=(8, 8)), expected)
+
+
+def test_the_grid_is_that_of_the_images(images: Tensor) -> None:
+    wide = torch.cat([images, images], dim=3).float()  # (7, 3, 8, 16)
+
+    def by_patch(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, 4).flatten(2).mT  # (7, 2 · 4, 3)
+
+    found = pooled(by_patch, "grid2", patch_size=(4, 4))(wide)
+    expected = torch.nn.functional.adaptive_avg_pool2d(wide, 2).flatten(2).mT.flatten(1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_unknown_pooling_is_refused() -> None:
+    with pytest.raises(UserError, match=r"pool 'median': expected mean, max, mean\+max, grid2 or grid3"):
+        pooled_size("median", 8)
+
+
+def test_an_encoder_is_asked_once_for_each_batch(images: Tensor) -> None:
+    asked = []
+
+    def counting(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return encode(x)
+
+    shared = remembering(counting)
+    kinds = {"mean": pooled(shared), "max": pooled(shared, "max")}
+    found = extract(kinds, batches=images.split(3), mean=MEAN, std=STD)
+    assert asked == [3, 3, 1]
+    torch.testing.assert_close(found["mean"], embed(encode, [images]))
+    expected = extract({"max": pooled(encode, "max")}, batches=[images], mean=MEAN, std=STD)
+    torch.testing.assert_close(found["max"], expected["max"])
 
 
 def test_raw_pixels_of_small_images_are_the_pixels() -> None:

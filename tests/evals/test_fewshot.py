@@ -54,6 +54,8 @@ def test_accuracy_is_that_of_linear_heads_on_the_subsets() -> None:
     assert scores["top1"] == pytest.approx(sum(scores["subsets"]) / 2)
     assert scores["std"] == pytest.approx(abs(scores["subsets"][0] - scores["subsets"][1]) / 2)
     assert scores["num_train"] == len(first)
+    assert torch.equal(scores["predictions"][0], alone.predictions)
+    assert (scores["predictions"] == test_y).double().mean(dim=1).tolist() == scores["subsets"]
     assert 0.25 < scores["top1"] < found["0.50"]["top1"]
 
 

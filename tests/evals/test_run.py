@@ -74,7 +74,12 @@ def test_result_is_what_the_contract_says() -> None:
     assert set(result["baselines"]) == {"random_init", "raw_pixels"}
     for name, scores in result["protocols"].items():
         assert scores["top1"] > 0.9
-        assert result["baselines"]["random_init"][name].keys() == {"top1"}
+        assert result["baselines"]["random_init"][name].keys() == {"top1", "balanced_accuracy"}
+        assert list(scores["recall"]) == list(CLASSES)
+        assert scores["balanced_accuracy"] == pytest.approx(np.mean(list(scores["recall"].values())))
+        confusion = np.array(scores["confusion"])
+        assert confusion.sum(axis=1).tolist() == np.bincount(test.labels).tolist()
+        assert np.trace(confusion) / 90 == pytest.approx(scores["top1"])
         assert result["baselines"]["random_init"][name]["top1"] < scores["top1"]
         assert 0.5 < result["baselines"]["raw_pixels"][name]["top1"] <= 1
 
@@ -171,8 +176,48 @@ def test_count_and_depth_have_labels_of_their_own() -> None:
     assert count["top1"] > 0.9
     assert count["knn_top1"] > 0.9
     assert count["majority_class"] == pytest.approx(np.mean(bright[1] == 1))
-    assert result["baselines"]["raw_pixels"]["count"].keys() == {"top1", "knn_top1"}
+    assert list(count["recall"]) == ["no", "yes"]
+    assert result["baselines"]["raw_pixels"]["count"].keys() == {"top1", "balanced_accuracy", "knn_top1"}
     assert result["num_train"] == 300
+
+
+def corners(num: int, *, seed: int) -> ImageDataset:
+    """Dark images with one bright spot, whose place is the class: two corners, of equal distance to the middle."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 2, num)
+    images = generator.integers(0, 40, (num, 8, 8, 3), dtype=np.uint8)
+    images[np.arange(num), 7 * labels, 7 * labels] = 200
+    return ImageDataset(
+        ArraySource(f"corners-{seed}", images, labels, ("left", "right"), ""), image_size=(8, 8)
+    )
+
+
+def test_a_grid_of_regions_tells_places_that_the_mean_does_not() -> None:
+    seen: list[int] = []
+
+    def counting(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(2).mT  # (B, 16, 3)
+
+    protocols = ["linear_grid", "knn", "linear"]
+    config = EvalConfig(linear_grid={"grid": 2}, linear={"min_steps": 60, "epochs": 2})
+    found = evaluate(
+        counting, train=corners(300, seed=1), test=corners(200, seed=2), protocols=protocols, patch_size=(2, 2),
+        random_init=noise_by_patch, config=config, **FACTS,
+    )  # fmt: skip
+    assert sum(seen) == 500  # both poolings are of one pass
+    assert list(found["protocols"]) == protocols
+    assert found["protocols"]["linear_grid"]["top1"] > 0.95
+    assert found["protocols"]["linear_grid"]["grid"] == 2
+    assert found["protocols"]["linear"]["top1"] < 0.65
+    assert list(found["baselines"]["random_init"]) == protocols
+    pixels = found["baselines"]["raw_pixels"]
+    assert pixels["linear_grid"] == pixels["linear"]  # they are not averaged
+
+
+def noise_by_patch(images: Tensor) -> Tensor:
+    """An encoder that sees one pixel of each 2 x 2: (B, 16, 1)."""
+    return images[:, :1, ::2, ::2].reshape(-1, 16, 1)
 
 
 def test_permuted_labels_give_chance() -> None:

@@ -58,6 +58,23 @@ def test_the_page_says_what_the_issue_asks(run: Path) -> None:
     assert page.count("data:image/png;base64,") == len(PICTURES)
 
 
+def test_the_page_tells_what_was_found_of_each_class_and_balanced_accuracy(run: Path, tmp_path: Path) -> None:
+    page = (run / "report.html").read_text(encoding="utf-8")
+    recall = json.loads((run / "evaluation.json").read_text())["protocols"]["knn"]["recall"]
+    assert list(recall) == ["blue", "red"]
+    for name, value in recall.items():
+        assert f"<td>{name}</td><td>{value:.1%}</td>" in page
+    assert "knn, balanced" not in page  # the classes are of one size
+    other = tmp_path / "unbalanced"
+    shutil.copytree(run, other)
+    result = json.loads((run / "evaluation.json").read_text())
+    result["protocols"]["knn"] |= {"majority_class": 0.9, "balanced_accuracy": 0.123}
+    (other / "evaluation.json").write_text(json.dumps(result))
+    page = write_report(other).read_text(encoding="utf-8")
+    assert "<td>knn, balanced</td>" in page
+    assert "12.3%" in page
+
+
 def test_the_page_needs_no_other_file(run: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     loaded = re.findall(r"""(?:\bsrc|\bhref|url\()\s*=?\s*["']?([^"'\s>)]+)""", page)

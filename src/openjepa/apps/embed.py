@@ -1,4 +1,4 @@
-"""`openjepa embed CKPT DATA --out FILE.parquet`: one vector an image, the mean over the encoder's patches.
+"""`openjepa embed CKPT DATA --out FILE.parquet`: one vector an image, by default the mean over the encoder's patches.
 
     openjepa embed runs/photos photos --out photos.parquet
 
@@ -29,7 +29,14 @@ from openjepa.data.loader import evaluate_batches
 from openjepa.data.preprocess import Preprocess, normalise
 from openjepa.data.sources import open_source
 from openjepa.errors import DataError, UserError
-from openjepa.evals.features import Encoder, pooled, require_finite
+from openjepa.evals.features import (
+    POOLINGS,
+    Encoder,
+    pool_patches,
+    pooled,
+    pooled_size,
+    require_finite,
+)
 from openjepa.formats.embeddings import EmbeddingFile, check_embeddings, part_size, unfinished
 from openjepa.hub import load, weights_hash
 from openjepa.methods.method import Method
@@ -48,6 +55,7 @@ class _Options:
     """How to embed; the public arguments of the same names."""
 
     encoder: str
+    pool: str
     patches: bool
     precision: str
     device: str
@@ -60,6 +68,7 @@ class _Options:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("encoder", ("target", "context")),
+            ("pool", POOLINGS),
             ("precision", ("auto", *_DTYPES)),
         ):
             if (value := getattr(self, name)) not in allowed:
@@ -90,6 +99,7 @@ def embed(  # type: ignore[misc]  # what the options are stands only here
     out: str | Path | None = None,
     *,
     encoder: str = "target",
+    pool: str = "mean",
     patches: bool = False,
     precision: str = "auto",
     device: str = "auto",
@@ -100,7 +110,7 @@ def embed(  # type: ignore[misc]  # what the options are stands only here
     overwrite: bool = False,
     progress: bool = True,
 ) -> Tensor | Path:
-    """Embed images: the mean over all patches of the frozen encoder's output. The model is left as it was.
+    """Embed images: the frozen encoder's patches, pooled to one vector each. The model is left as it was.
 
     Args:
         model_or_ckpt: A model, or what `openjepa.load` takes.
@@ -109,6 +119,9 @@ def embed(  # type: ignore[misc]  # what the options are stands only here
         out: Parquet file for the embeddings of a data set; needs the extra `parquet`. What a killed process had
             done is kept beside it, and the same call goes on with it.
         encoder: `target`, as the paper, or `context`.
+        pool: What is made of an image's patches: their `mean`, as the paper, `max`, `mean+max` side by side (2 D
+            numbers), or means over 2 x 2 or 3 x 3 regions of the image side by side, `grid2` or `grid3` (4 D or 9 D),
+            which also say where something is.
         patches: Also write the representation of each patch, N x D numbers an image.
         precision: `float32`, `bfloat16` (weights cast; the mean over patches stays float32), or `auto`: for a data set
             bfloat16 where this machine is faster in it, else float32.
@@ -122,14 +135,14 @@ def embed(  # type: ignore[misc]  # what the options are stands only here
         progress: Show progress on standard error.
 
     Returns:
-        Features (B, D) float32 on the CPU, in order; or, with ``out``, its path.
+        Features (B, D) float32 on the CPU, in order (wider where ``pool`` says so); or, with ``out``, its path.
 
     Raises:
         UserError: A mistake in options, data or checkpoint, or features of a data set that are not finite; the
             message says what to do.
     """
     options = _Options(
-        encoder=encoder, patches=patches, precision=precision, device=device, batch_size=batch_size,
+        encoder=encoder, pool=pool, patches=patches, precision=precision, device=device, batch_size=batch_size,
         num_workers=num_workers, max_bad_fraction=max_bad_fraction, overwrite=overwrite, progress=progress,
     )  # fmt: skip
     if out is not None and not isinstance(images_or_data, (str, Path)):
@@ -191,7 +204,10 @@ def _embed_images(model: Method, images: Images, options: _Options) -> Tensor:
     if options.device != "auto":
         device = resolve_device(options.device, option="--device")
     precision = "float32" if options.precision == "auto" else options.precision
-    featurise = pooled(frozen_encoder(network, device=device, precision=precision))
+    featurise = pooled(
+        frozen_encoder(network, device=device, precision=precision), options.pool,
+        patch_size=network.patch_embed.patch_size,
+    )  # fmt: skip
     if isinstance(images, Tensor):
         if images.ndim != 4:
             raise UserError(f"images: expected (B, c, H, W), got shape {tuple(images.shape)}")
@@ -252,7 +268,7 @@ class _DataRun:
     def write(self, out: Path) -> Path:
         """Write them to a file, or go on with one that was begun."""
         precision = self._precision(None if self.options.overwrite else unfinished(out))
-        row_bytes = 4 * self.network.embed_dim * (1 + self._num_patches * self.options.patches)
+        row_bytes = 4 * (self._size + self.network.embed_dim * self._num_patches * self.options.patches)
         file = EmbeddingFile(
             out,
             self._metadata(precision),
@@ -275,7 +291,7 @@ class _DataRun:
                 shown.update(int(batch.samples[-1]) + 1)
             self._report_left_out(file.num_rows, shown, f"; listed in {listing}")
             file.finish()
-            shown.say(f"{out}: {file.num_rows:,} images, {self.network.embed_dim} features each, {precision}")
+            shown.say(f"{out}: {file.num_rows:,} images, {self._size} features each, {precision}")
         return out
 
     def _features(
@@ -292,7 +308,7 @@ class _DataRun:
             bad_files=bad_files,
         ):
             patches = encode(normalise(batch.images.to(self.device), mean=mean, std=std))
-            features = patches.float().mean(dim=1).cpu()
+            features = pool_patches(patches, self.options.pool, grid=self._grid).cpu()
             require_finite(features, self.name, mean=mean, std=std)
             yield batch, features, patches
 
@@ -303,6 +319,11 @@ class _DataRun:
         if earlier is not None and earlier.get("precision") in _DTYPES:
             return str(earlier["precision"])
         return "bfloat16" if bfloat16_pays(self.device) else "float32"
+
+    @property
+    def _size(self) -> int:
+        """Numbers of an embedding."""
+        return pooled_size(self.options.pool, self.network.embed_dim)
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -325,7 +346,7 @@ class _DataRun:
             },
             "preprocess": asdict(self.preprocess),
             "precision": precision,
-            "embedding": {"size": self.network.embed_dim, "pooling": "mean over patches"},
+            "embedding": {"size": self._size, "pooling": self.options.pool},
             "patches": {"grid": self._grid, "size": self.network.embed_dim} if self.options.patches else None,
             "openjepa": version("openjepa"),
         }

@@ -29,7 +29,7 @@ from openjepa.evals.heads import Head, HeadFacts, save_head
 from openjepa.evals.labels import Labels
 from openjepa.evals.on_images import ON_IMAGES, Bench
 from openjepa.evals.protocols import NUM_LAYERS, OWN_LABELS, PROTOCOLS, Outcome
-from openjepa.evals.result import format_table
+from openjepa.evals.result import as_json, format_table
 from openjepa.evals.store import FeatureStore, feature_folder
 from openjepa.hub import load, weights_hash
 from openjepa.methods.ijepa import build_ijepa
@@ -90,10 +90,12 @@ def evaluate(
         test: Labelled images with the same classes.
         target: Column of a manifest that holds the label.
         protocols: Any of `knn`, `linear` (the best of four heads, as the paper's: on the last layer or the last four,
-            with BatchNorm or without), `logistic`, `fewshot` (`linear` on 1 % and 10 % of the labels), `finetune`
-            (encoder and head trained further; its baseline is trained from scratch), `fewshot_finetune`; on data that
-            has such labels `count` (label `count`) and `depth` (label `distance`), linear probes as the paper's on
-            Clevr; and where more is known of each pixel, `dense_depth` and `segmentation` by patch.
+            with BatchNorm or without), `linear_grid` (the same on means over 3 x 3 regions), `attentive` (a learned
+            query over the patches, and a linear classifier), `logistic`, `fewshot` (`linear` on 1 % and 10 % of the
+            labels), `finetune` (encoder and head trained further; its baseline is trained from scratch),
+            `fewshot_finetune`; on data that has such labels `count` (label `count`) and `depth` (label `distance`),
+            linear probes as the paper's on Clevr; and where more is known of each pixel, `dense_depth` and
+            `segmentation` by patch.
         encoder: `target`, as the paper, or `context`.
         baselines: Also the same encoder at random initialisation, and raw pixels.
         save_head: Folder for the first linear head among the protocols, for `openjepa.predict`.
@@ -230,6 +232,7 @@ class _Evaluation:
                 if protocol in protocols
             },
             random_init=encode.get("random_init"),
+            patch_size=self.network.patch_embed.patch_size,
             checkpoint=request.checkpoint,
             encoder=request.encoder,
             num_workers=self.num_workers,
@@ -305,10 +308,12 @@ class _Evaluation:
                 f"--save-head {folder}: none of {', '.join(self.request.protocols)} fits a linear head; "
                 "add linear or logistic to --protocols"
             )
-        protocol, (head, classes) = next(iter(heads.items()))
+        protocol = next(name for name in self.request.protocols if name in heads)
+        head, classes = heads[protocol]
         facts = HeadFacts(
             classes=list(classes), protocol=protocol, num_layers=head.num_layers, checkpoint=self.request.checkpoint,
             weights_sha256=self.weights_sha256, encoder=self.request.encoder,
+            pooling=PROTOCOLS[protocol].pooling(self.config),
         )  # fmt: skip
         save_head(folder, head, facts)
 
@@ -327,7 +332,7 @@ class _Evaluation:
 
     def _write(self, result: dict[str, Any], out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        out.write_text(as_json(result), encoding="utf-8")
         _update_report(Path(self.request.checkpoint), out)
 
 

@@ -113,6 +113,11 @@ def _head(
             f"--head {folder}: fitted on the {facts.encoder} encoder of {facts.checkpoint}, whose weights are others "
             f"than those that are exported of {name}"
         )
+    if facts.pooling != "mean":
+        raise UserError(
+            f"--head {folder}: sees the patches pooled by {facts.pooling}, and IJepaForImageClassification their mean: "
+            "fit one with openjepa evaluate … --protocols logistic --save-head"
+        )
     if head.num_layers != 1:
         raise UserError(
             f"--head {folder}: sees the last {head.num_layers} layers, and IJepaForImageClassification the last one "

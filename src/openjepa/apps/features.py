@@ -16,15 +16,17 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from openjepa.apps.embed import embed
+from openjepa.evals.features import pooled_size
 from openjepa.hub import load
 
 
 class OpenJEPAFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no annotations
-    """Frozen features of images: the mean over the encoder's patches. Nothing is fitted.
+    """Frozen features of images: the encoder's patches, pooled. Nothing is fitted.
 
     Args:
         checkpoint: What `openjepa.load` takes.
         encoder: `target`, as the paper, or `context`.
+        pool: `mean`, `max`, `mean+max`, `grid2` or `grid3`, see `openjepa.embed`.
         device: `cuda`, `mps`, `cpu`, or `auto`.
         batch_size: Images a forward pass; None chooses.
         num_heads: Attention heads, where the checkpoint does not say.
@@ -35,12 +37,14 @@ class OpenJEPAFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         checkpoint: str | Path,
         *,
         encoder: str = "target",
+        pool: str = "mean",
         device: str = "auto",
         batch_size: int | None = None,
         num_heads: int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.encoder = encoder
+        self.pool = pool
         self.device = device
         self.batch_size = batch_size
         self.num_heads = num_heads
@@ -48,7 +52,7 @@ class OpenJEPAFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def fit(self, X: Any, y: Any = None) -> "OpenJEPAFeatures":  # noqa: N803 (scikit-learn's names)
         """Load the encoder; the images are not looked at."""
         self.model_ = load(self.checkpoint, num_heads=self.num_heads)
-        self.n_features_out_ = self.model_.shape.embed_dim
+        self.n_features_out_ = pooled_size(self.pool, self.model_.shape.embed_dim)
         return self
 
     def transform(
@@ -64,8 +68,9 @@ class OpenJEPAFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             else list(X)
         )
         found = embed(
-            self.model_, images, encoder=self.encoder, device=self.device, batch_size=self.batch_size
-        )
+            self.model_, images, encoder=self.encoder, pool=self.pool, device=self.device,
+            batch_size=self.batch_size,
+        )  # fmt: skip
         return found.numpy()
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.str_]:

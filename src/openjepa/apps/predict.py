@@ -95,7 +95,9 @@ def predict(
     place = resolve_device(device, option="--device")
     precision = "bfloat16" if bfloat16_pays(place) else "float32"
     featurise = pooled(
-        frozen_encoder(network, device=place, precision=precision, num_layers=facts.num_layers)
+        frozen_encoder(network, device=place, precision=precision, num_layers=facts.num_layers),
+        facts.pooling,
+        patch_size=network.patch_embed.patch_size,
     )
 
     def scores(images: Tensor) -> Tensor:

@@ -146,7 +146,9 @@ class Bank:
                 f"{self.file}: made with other weights than those of the {which} encoder of {name}: give the "
                 "checkpoint that made it with --checkpoint, or embed anew"
             )
-        return neighbours.unit(embed(model, [image], encoder=which).numpy())
+        pooling = self.metadata["embedding"]["pooling"]
+        pool = "mean" if pooling == "mean over patches" else pooling  # as files of earlier versions call it
+        return neighbours.unit(embed(model, [image], encoder=which, pool=pool).numpy())
 
     def duplicates(self, threshold: float) -> Iterator[Found]:
         """Near duplicates, group by group."""

@@ -12,7 +12,6 @@ With several checkpoints that are folders of runs also transfer.png, accuracy ag
       objects: {train: scenes, test: scenes, protocols: [count, depth]}
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from pydantic import Field, ValidationError
 from openjepa.apps.evaluate import evaluate
 from openjepa.config import Section
 from openjepa.errors import UserError
-from openjepa.evals.result import figures
+from openjepa.evals.result import as_json, shown
 from openjepa.settings import read_yaml
 from openjepa.viz.compute import Point, draw_compute, pretraining_minutes
 
@@ -108,7 +107,7 @@ def evaluate_suite(
     if out is not None:
         out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        out.write_text(as_json(told), encoding="utf-8")
         header, lines = transfer_table(results)
         out.with_suffix(".md").write_text(_markdown(header, lines), encoding="utf-8")
         out.with_suffix(".tex").write_text(_latex(header, lines), encoding="utf-8")
@@ -123,7 +122,7 @@ def _draw(groups: Mapping[str, Sequence[tuple[Path, Mapping[str, Any]]]], out: P
     """Accuracy against minutes of pretraining, where at least two checkpoints say how long they took."""
     lines = {
         name: [
-            Point(minutes, _line(by_data, "protocols"))
+            Point(minutes, _line(by_data))
             for path, by_data in runs
             if (minutes := pretraining_minutes(path)) is not None
         ]
@@ -133,24 +132,21 @@ def _draw(groups: Mapping[str, Sequence[tuple[Path, Mapping[str, Any]]]], out: P
         draw_compute(lines, out.with_suffix(".png"))
 
 
-def _line(by_data: Mapping[str, Any], kind: str, baseline: str | None = None) -> dict[str, float]:
-    """Figures of an encoder on all data sets by column."""
-    scored = {
-        title: result[kind][baseline] if baseline else result[kind] for title, result in by_data.items()
-    }
+def _line(by_data: Mapping[str, Any], baseline: str | None = None) -> dict[str, float]:
+    """Figures of an encoder, or of a baseline of it, on all data sets by column."""
     return {
-        f"{title}, {protocol}": figure
-        for title, protocols in scored.items()
-        for protocol, figure in figures(protocols).items()
+        f"{title}, {name}": figure
+        for title, result in by_data.items()
+        for name, figure in shown(result, baseline).items()
     }
 
 
 def transfer_table(results: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Head and lines of the table, in percent: an encoder or baseline a line, a data set and protocol a column."""
-    found = {name: _line(by_data, "protocols") for name, by_data in results.items()}
+    found = {name: _line(by_data) for name, by_data in results.items()}
     for checkpoint, by_data in results.items():
         for baseline in next(iter(by_data.values()))["baselines"]:
-            line, name = _line(by_data, "baselines", baseline), baseline.replace("_", " ")
+            line, name = _line(by_data, baseline), baseline.replace("_", " ")
             if line != found.setdefault(name, line):  # another architecture, or other pixels
                 found[f"{name}, {checkpoint}"] = line
     columns = list(dict.fromkeys(column for line in found.values() for column in line))

@@ -1,8 +1,11 @@
 """Every setting of an evaluation, typed and documented: `openjepa evaluate … --set KEY=VALUE`."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from openjepa.config import Section
+from openjepa.evals.attentive import LEARNING_RATES as ATTENTIVE_RATES
 from openjepa.evals.linear import LEARNING_RATES
 from openjepa.evals.logistic import STRENGTHS
 
@@ -31,6 +34,30 @@ class LinearConfig(Section):
     """Images a step."""
     weight_decay: float = Field(5e-4, ge=0)
     """L2 penalty of weights and biases."""
+
+
+class LinearGridConfig(Section):
+    """The same heads on more of an image than one mean; all other settings are those of `linear`."""
+
+    grid: Literal[2, 3] = 3
+    """Rows and columns of the regions over which patches are averaged; raw pixels stay what they are."""
+
+
+class AttentiveConfig(Section):
+    """A learned query that attends over the patches, and a linear classifier of what it finds."""
+
+    learning_rates: tuple[float, ...] = Field(ATTENTIVE_RATES, min_length=1)
+    """Peaks of AdamW's learning rate to choose from."""
+    epochs: int = Field(30, ge=1)
+    """Passes over the images that are fitted."""
+    min_steps: int = Field(500, ge=1)
+    """On small data as many more passes as make up this many steps."""
+    batch_size: int = Field(256, ge=1)
+    """Images a step."""
+    weight_decay: float = Field(0.1, ge=0)
+    """AdamW's, of all matrices."""
+    num_heads: int = Field(8, ge=1)
+    """Of the attention."""
 
 
 class LogisticConfig(Section):
@@ -89,6 +116,8 @@ class EvalConfig(Section):
     """Random crops, mirrored or not, of each training image that classifiers see beside its centre crop."""
     knn: KnnConfig = KnnConfig()
     linear: LinearConfig = LinearConfig()
+    linear_grid: LinearGridConfig = LinearGridConfig()
+    attentive: AttentiveConfig = AttentiveConfig()
     logistic: LogisticConfig = LogisticConfig()
     fewshot: FewshotConfig = FewshotConfig()
     finetune: FinetuneConfig = FinetuneConfig()

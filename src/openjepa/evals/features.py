@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.data.preprocess import normalise
-from openjepa.errors import CheckpointError
+from openjepa.errors import CheckpointError, UserError
 from openjepa.evals.heads import Head
 
 Encoder = Callable[[Tensor], Tensor]
@@ -55,9 +55,76 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     return (predictions == labels).double().mean().item()
 
 
-def pooled(encode: Encoder) -> Featuriser:
-    """The mean over patches of the encoder's output, (B, P, D) -> (B, D), layer by layer where there are several."""
-    return lambda images: encode(images).float().mean(dim=-2)
+POOLINGS = ("mean", "max", "mean+max", "grid2", "grid3")
+"""Ways to make one vector of the patches of an image: `gridS` is the means over S x S regions, side by side."""
+
+
+def pool_patches(patches: Tensor, pooling: str = "mean", *, grid: tuple[int, int] | None = None) -> Tensor:
+    """One vector of all patches of an image, in float32.
+
+    Args:
+        patches: (..., P, D), the rows of the grid one after another.
+        pooling: One of ``POOLINGS``. Regions of patch grids that their number does not divide overlap, as in
+            adaptive average pooling.
+        grid: (rows, columns) of patches, P = rows · columns; needed for regions.
+
+    Returns:
+        (..., `pooled_size`); of several regions the features of the first, top left, come first.
+    """
+    patches = patches.float()
+    if pooling == "mean":
+        return patches.mean(dim=-2)
+    if pooling == "max":
+        return patches.amax(dim=-2)
+    if pooling == "mean+max":
+        return torch.cat([patches.mean(dim=-2), patches.amax(dim=-2)], dim=-1)
+    assert pooling in POOLINGS, pooling
+    assert grid is not None
+    maps = patches.flatten(0, -3).mT.unflatten(-1, grid)  # (n, P, D) -> (n, D, rows, columns)
+    regions = F.adaptive_avg_pool2d(maps, int(pooling.removeprefix("grid")))  # (n, D, S, S)
+    return regions.flatten(2).mT.reshape(*patches.shape[:-2], -1)  # (..., S·S·D)
+
+
+def pooled_size(pooling: str, width: int) -> int:
+    """Numbers of a vector that `pool_patches` makes of patches of this width.
+
+    Raises:
+        UserError: No such pooling.
+    """
+    if pooling not in POOLINGS:
+        raise UserError(f"pool {pooling!r}: expected {', '.join(POOLINGS[:-1])} or {POOLINGS[-1]}")
+    return width * {"mean": 1, "max": 1, "mean+max": 2, "grid2": 4, "grid3": 9}[pooling]
+
+
+def pooled(
+    encode: Encoder, pooling: str = "mean", *, patch_size: tuple[int, int] | None = None
+) -> Featuriser:
+    """The encoder's output (B, P, D) pooled to (B, d), layer by layer where there are several.
+
+    Args:
+        encode: The encoder.
+        pooling: One of ``POOLINGS``.
+        patch_size: (height, width) of a patch in pixels; needed for regions.
+    """
+
+    def featurise(images: Tensor) -> Tensor:
+        patches = encode(images)
+        grid = patch_size and (images.shape[-2] // patch_size[0], images.shape[-1] // patch_size[1])
+        return pool_patches(patches, pooling, grid=grid)
+
+    return featurise
+
+
+def remembering(encode: Encoder) -> Encoder:
+    """An encoder that is asked once for each batch, however many featurisers want it in turn."""
+    seen: list[tuple[Tensor, Tensor]] = []  # the last batch and its patches
+
+    def remembered(images: Tensor) -> Tensor:
+        if not seen or seen[0][0] is not images:
+            seen[:] = [(images, encode(images))]
+        return seen[0][1]
+
+    return remembered
 
 
 def by_layer(features: Tensor) -> Tensor:

@@ -104,8 +104,8 @@ def fewshot(
         **settings: As `linear`'s.
 
     Returns:
-        By the size's name the mean ``top1``, its ``std`` over the subsets, ``num_train`` images, and ``subsets``: the
-        accuracy of each.
+        By the size's name the mean ``top1``, its ``std`` over the subsets, ``predictions`` (S, T) from each subset,
+        ``num_train`` images, and ``subsets``: the accuracy of each.
 
     Raises:
         DataError: A class has too few images.
@@ -113,7 +113,7 @@ def fewshot(
     labels = train_y[: len(train_y) // num_views].cpu().numpy()
     scores = {}
     for size in sizes(fractions=fractions, per_class=per_class):
-        found = []
+        found, answers = [], []
         for number in range(seed, seed + subsets):
             few = subset(labels, size, seed=number, classes=classes)
             rows = all_views(torch.from_numpy(few), len(labels), num_views).to(train_x.device)
@@ -121,9 +121,11 @@ def fewshot(
                 train_x[rows], train_y[rows], test_x, test_y, seed=number, num_views=num_views, **settings
             )
             found.append(fitted.top1)
+            answers.append(fitted.predictions)
         scores[size.name] = {
             "top1": mean(found),
             "std": pstdev(found),
+            "predictions": torch.stack(answers),
             "num_train": len(few),
             "subsets": found,
         }

@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ def finetune(
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
     bars: Bars = no_bar,
-) -> dict[str, float | int]:
+) -> dict[str, Any]:
     """Accuracy after training encoder and head together.
 
     Args:
@@ -130,7 +131,7 @@ def finetune(
         bars: Shows how far it is.
 
     Returns:
-        ``top1``, ``num_train``, ``epochs``, ``steps`` and ``seconds``.
+        ``top1``, ``predictions`` (T,), ``num_train``, ``epochs``, ``steps`` and ``seconds``.
 
     Raises:
         UserError: torchvision is missing, or fewer images than a batch of two.
@@ -165,9 +166,10 @@ def finetune(
                     say(f"finetune: {steps:,} steps of {batch_size} images, about {_duration(left)}")
         seconds = time.perf_counter() - start
     say(f"finetune: trained in {_duration(seconds)}, loss {loss:.3f}")
-    top1 = _test(model.eval(), task, device=device, precision=precision)
+    predictions = _test(model.eval(), task, device=device, precision=precision)
     return {
-        "top1": top1, "num_train": len(task.train_rows), "epochs": config.epochs, "steps": steps,
+        "top1": accuracy(predictions, torch.from_numpy(task.test_labels)), "predictions": predictions,
+        "num_train": len(task.train_rows), "epochs": config.epochs, "steps": steps,
         "seconds": round(seconds, 1),
     }  # fmt: skip
 
@@ -224,14 +226,14 @@ def _augmentation(
 
 
 @torch.no_grad()
-def _test(model: Classifier, task: Task, *, device: str, precision: str) -> float:
-    """Accuracy on the test images."""
+def _test(model: Classifier, task: Task, *, device: str, precision: str) -> Tensor:
+    """Classes of the test images (T,) int64."""
     found = []
     for batch in evaluate_batches(task.test, task.test_rows, batch_size=256):
         images = normalise(batch.images.to(device), mean=task.mean, std=task.std)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
             found.append(model(images).argmax(dim=1).cpu())
-    return accuracy(torch.cat(found), torch.from_numpy(task.test_labels))
+    return torch.cat(found)
 
 
 def _duration(seconds: float) -> str:

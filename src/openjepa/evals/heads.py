@@ -26,7 +26,7 @@ class Head(NamedTuple):
     """Scores of classes as a linear function of features; what normalised them is folded in."""
 
     weight: Tensor
-    """(K, num_layers · D)."""
+    """(K, num_layers · d), d being the width of pooled features."""
     bias: Tensor
     """(K,)."""
     num_layers: int = 1
@@ -48,6 +48,7 @@ class HeadFacts:
         checkpoint: The encoder's name ...
         weights_sha256: ... and its weights.
         encoder: `target` or `context`.
+        pooling: How the patches of an image become the features that it sees, one of `POOLINGS`.
     """
 
     classes: list[str]
@@ -56,6 +57,7 @@ class HeadFacts:
     checkpoint: str
     weights_sha256: str
     encoder: str
+    pooling: str = "mean"
 
 
 def save_head(folder: Path, head: Head, facts: HeadFacts) -> None:

@@ -1,10 +1,10 @@
 """The protocols on frozen features by name: what each classifies, and how.
 
 Most classify by the data's own label; `count` and `depth` (Clevr/Count and Clevr/Dist of the paper) are linear probes
-on labels of theirs.
+on labels of theirs. Most see the mean over patches; `linear_grid` sees means over regions of the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     """What a protocol found."""
 
     scores: dict[str, Any]
-    """For the result: accuracies and settings."""
+    """For the result: accuracies, predictions (see `openjepa.evals.result.with_classes`) and settings."""
     head: Head | None = None
     """What classifies, where it is a linear function of the features."""
 
@@ -50,10 +50,13 @@ class Task(NamedTuple):
     fit: Evaluator
     column: str | None = None
     """The label that it is about; None is the data's own."""
+    pooling: Callable[[EvalConfig], str] = lambda config: "mean"
+    """How the patches of an image become the features that it sees, one of ``POOLINGS``."""
 
 
 def _told(result: Result) -> Outcome:
-    return Outcome({"top1": result.top1, **result.settings}, result.head)
+    scores = {"top1": result.top1, "predictions": result.predictions, **result.settings}
+    return Outcome(scores, result.head)
 
 
 def _linear_settings(config: EvalConfig) -> dict[str, Any]:
@@ -68,6 +71,12 @@ def _by_linear(train: Split, test: Split, config: EvalConfig, *, classes: Sequen
     settings = _linear_settings(config)
     train, test = (part._replace(x=part.x[:, -config.linear.layers :]) for part in (train, test))
     return _told(linear(*train, *test, seed=config.seed, **settings))
+
+
+def _by_linear_grid(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
+    """`linear`, on what the task's pooling gives."""
+    found = _by_linear(train, test, config, classes=classes)
+    return Outcome({**found.scores, "grid": config.linear_grid.grid}, found.head)
 
 
 def _by_logistic(train: Split, test: Split, config: EvalConfig, *, classes: Sequence[str]) -> Outcome:
@@ -93,6 +102,7 @@ PROTOCOLS: dict[str, Task] = {
     "knn": Task(_by_knn),
     "linear": Task(_by_linear),
     "logistic": Task(_by_logistic),
+    "linear_grid": Task(_by_linear_grid, pooling=lambda config: f"grid{config.linear_grid.grid}"),
     "fewshot": Task(_by_few),
     "count": Task(_linear_with_knn, "count"),
     "depth": Task(_linear_with_knn, "distance"),

@@ -22,14 +22,14 @@ from openjepa.data.sources import Source
 from openjepa.errors import UserError
 from openjepa.evals.bars import Bar, Bars, no_bar
 from openjepa.evals.config import EvalConfig
-from openjepa.evals.features import Encoder, Featuriser, by_layer, extract, pooled, raw_pixels
+from openjepa.evals.features import Encoder, Featuriser, by_layer, extract, pooled, raw_pixels, remembering
 from openjepa.evals.labels import Labels, shared_classes
 from openjepa.evals.protocols import PROTOCOLS, Outcome, Split
-from openjepa.evals.result import figures
+from openjepa.evals.result import figures, with_classes
 from openjepa.evals.store import FeatureStore
 
 _log = logging.getLogger(__name__)
-_TOLD = ("top1", "knn_top1", "miou", "rmse", "delta1")
+_TOLD = ("top1", "balanced_accuracy", "knn_top1", "miou", "rmse", "delta1")
 
 
 def evaluate(
@@ -42,6 +42,7 @@ def evaluate(
     protocols: Sequence[str] = ("knn", "linear", "logistic"),
     label_sources: Mapping[str, tuple[Source, Source]] | None = None,
     random_init: Encoder | None = None,
+    patch_size: tuple[int, int] | None = None,
     checkpoint: str = "the checkpoint",
     encoder: str = "target",
     batch_size: int = 64,
@@ -65,6 +66,7 @@ def evaluate(
         label_sources: For each label of ``OWN_LABELS`` that a protocol needs, the sources of ``train`` and ``test``
             opened for that label.
         random_init: The same encoder before training. With it come both baselines: it, and raw pixels.
+        patch_size: (height, width) in pixels of what ``encode`` cuts images into; `linear_grid` needs it.
         checkpoint: What to call the checkpoint in the result and in errors.
         encoder: Which of its encoders ``encode`` is, ``target`` or ``context``.
         batch_size: Images embedded at once.
@@ -78,8 +80,9 @@ def evaluate(
     Returns:
         What `evaluate --out` writes: ``checkpoint``, ``encoder``, ``num_train``, ``num_test``,
         ``majority_class`` (accuracy of always saying the most frequent class of the training images),
-        ``protocols`` (name -> ``top1``, its own ``majority_class`` and settings) and ``baselines``
-        (``random_init`` and ``raw_pixels``, each name -> ``top1``; empty without).
+        ``protocols`` (name -> ``top1``, what `openjepa.evals.result.with_classes` tells of each class, its own
+        ``majority_class`` and settings) and ``baselines`` (``random_init`` and ``raw_pixels``, each name -> ``top1``
+        and ``balanced_accuracy``; empty without).
 
     Raises:
         UserError: An unknown protocol.
@@ -95,13 +98,12 @@ def evaluate(
         shared_classes(sources[column], [source.labels for source in sources[column]])  # before the work
 
     own = f"{checkpoint} ({encoder} encoder)"
-    kinds = [_Kind(own, "encoder", pooled(encode))]
+    poolings = {protocol: PROTOCOLS[protocol].pooling(config) for protocol in protocols}
+    wanted = list(dict.fromkeys(poolings.values()))
+    kinds = _pooled_kinds(own, "encoder", encode, wanted, patch_size)
     if random_init is not None:
-        kinds += [
-            _Kind("random_init", "random_init", pooled(random_init)),
-            _Kind("raw_pixels", "raw_pixels", raw_pixels),
-        ]
-    kinds = kinds if protocols else []
+        kinds += _pooled_kinds("random_init", "random_init", random_init, wanted, patch_size)
+        kinds += [_Kind("raw_pixels", "raw_pixels", None, raw_pixels)] if protocols else []
     features, samples = [], []
     for dataset, num_random in ((train, config.views), (test, 0)):
         view = _View(dataset, batch_size, num_workers, num_random, config.seed, bars)
@@ -111,15 +113,16 @@ def evaluate(
     labels = {column: Labels(sources[column], samples, device) for column in columns}
 
     results: dict[str, dict[str, dict[str, Any]]] = {own: {}}
-    for name in [kind.name for kind in kinds]:
-        train_x, test_x = (by_layer(split.pop(name)).to(device) for split in features)
-        results[name] = {}
-        for protocol in protocols:
+    for kind in kinds:
+        train_x, test_x = (by_layer(split.pop(kind.label)).to(device) for split in features)
+        scored = results.setdefault(kind.name, {})
+        for protocol in [one for one in protocols if kind.pooling in (None, poolings[one])]:
             about = labels[PROTOCOLS[protocol].column]
-            outcome = _score(name, protocol, (train_x, test_x), about, config)
-            results[name][protocol] = outcome.scores
-            if name == own:
+            outcome = _score(kind.name, protocol, (train_x, test_x), about, config)
+            scored[protocol] = outcome.scores
+            if kind.name == own:
                 on_outcome(protocol, outcome, about)
+    results = {name: {one: scored[one] for one in protocols} for name, scored in results.items()}
 
     return {
         "checkpoint": checkpoint,
@@ -160,14 +163,15 @@ def _score(
     seconds = time.perf_counter() - start
     for label, top1 in figures({protocol: found.scores}).items():
         _log.info("%s, %s: %.1f %% (%.0f s)", name, label, 100 * top1, seconds)
-    return Outcome({**found.scores, "majority_class": labels.majority}, found.head)
+    scores = with_classes(found.scores, labels.values[1], labels.names)
+    return Outcome({**scores, "majority_class": labels.majority}, found.head)
 
 
 def without_settings(scores: Mapping[str, Any]) -> dict[str, Any]:
     """What a baseline tells of a protocol: its figures."""
     told = {key: scores[key] for key in _TOLD if key in scores}
     return told or {
-        size: {key: part[key] for key in ("top1", "std")}
+        size: {key: part[key] for key in ("top1", "std", "balanced_accuracy")}
         for size, part in scores.items()
         if isinstance(part, Mapping)
     }
@@ -180,7 +184,22 @@ class _Kind(NamedTuple):
     """In results and errors."""
     key: str
     """For the store, which knows an encoder by what it is and not by what it is called."""
+    pooling: str | None
+    """How its patches are made one vector; None where it has none, and every protocol is given the same."""
     featurise: Featuriser
+
+    @property
+    def label(self) -> str:
+        """Its name, and its pooling where that is not the usual one."""
+        return self.name if self.pooling in (None, "mean") else f"{self.name}, {self.pooling}"
+
+
+def _pooled_kinds(
+    name: str, key: str, encode: Encoder, poolings: Sequence[str], patch_size: tuple[int, int] | None
+) -> list[_Kind]:
+    """An encoder's features under several poolings; it encodes each batch once."""
+    shared = remembering(encode)
+    return [_Kind(name, key, pooling, pooled(shared, pooling, patch_size=patch_size)) for pooling in poolings]
 
 
 @dataclass
@@ -196,11 +215,11 @@ class _View:
     samples: list[NDArray[np.int64]] = field(default_factory=list)
     """Places in the data of the images shown so far."""
 
-    @property
-    def key(self) -> str:
+    def key(self, pooling: str | None) -> str:
         """For the store."""
+        pooled = "" if pooling in (None, "mean") else f", {pooling}"
         random = f", {self.num_random} random views of seed {self.seed}" if self.num_random else ""
-        return f"{self.dataset.source.cache_key}{random}"
+        return f"{self.dataset.source.cache_key}{random}{pooled}"
 
     def images(self) -> Iterator[Tensor]:
         """Batches (B, C, H, W) uint8 of the images that can be read."""
@@ -234,7 +253,7 @@ def _embed(
     device: str | torch.device,
     store: FeatureStore | None,
 ) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
-    """Features of all kinds by name, from the store where it has them, and the places (N,) of their images.
+    """Features of all kinds by label, from the store where it has them, and the places (N,) of their images.
 
     What is in the store goes with what is not only if both are of the same images: one may have become unreadable, or
     readable, between two evaluations. Where they differ all kinds are computed now.
@@ -243,26 +262,26 @@ def _embed(
         return {}, np.arange(len(view.dataset))
     found: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
     for kind in kinds:
-        if store is not None and (kept := store.load(kind.key, view.key)) is not None:
-            found[kind.name] = kept
+        if store is not None and (kept := store.load(kind.key, view.key(kind.pooling))) is not None:
+            found[kind.label] = kept
     while wanted := _wanted(kinds, found):
         start = time.perf_counter()
-        featurisers = {kind.name: kind.featurise for kind in wanted}
+        featurisers = {kind.label: kind.featurise for kind in wanted}
         view.samples.clear()
         new = extract(featurisers, batches=view.images(), mean=mean, std=std, device=device)
         places = np.concatenate(view.samples)
         seconds = time.perf_counter() - start
         _log.info("%s: %d images embedded (%.0f s)", view.dataset.source.name, len(places), seconds)
         for kind in wanted:
-            found[kind.name] = new[kind.name], places
+            found[kind.label] = new[kind.label], places
             if store is not None:
-                store.save(kind.key, view.key, *found[kind.name])
-    return {name: features for name, (features, _) in found.items()}, found[kinds[0].name][1]
+                store.save(kind.key, view.key(kind.pooling), *found[kind.label])
+    return {name: features for name, (features, _) in found.items()}, found[kinds[0].label][1]
 
 
 def _wanted(kinds: Sequence[_Kind], found: Mapping[str, tuple[Tensor, NDArray[np.int64]]]) -> Sequence[_Kind]:
     """What is still to be computed: kinds that are missing, or all where those found are of different images."""
-    if missing := [kind for kind in kinds if kind.name not in found]:
+    if missing := [kind for kind in kinds if kind.label not in found]:
         return missing
     first, *others = [places for _, places in found.values()]
     return kinds if any(not np.array_equal(first, places) for places in others) else []

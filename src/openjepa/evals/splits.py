@@ -39,6 +39,27 @@ def validation_split(labels: Tensor, *, seed: int, num_views: int = 1) -> tuple[
     return all_views(fit, len(classes), num_views).to(labels.device), validation.to(labels.device)
 
 
+def part_of_each(labels: Tensor, most: int, *, seed: int) -> Tensor:
+    """Rows of about ``most`` images, where there are more: the same part of each class.
+
+    A class keeps two images where it has them, one to fit and one to validate on, so that a rare one does not vanish.
+
+    Args:
+        labels: (N,) int64.
+        most: How many images; a few more where classes are that small.
+        seed: The rows are a pure function of the labels and the seed.
+
+    Returns:
+        Row numbers (n,) int64, sorted.
+    """
+    classes = labels.cpu().numpy()
+    order = np.lexsort((uniform(seed, "part", np.arange(len(classes)), num=1)[:, 0], classes))
+    rank = np.arange(len(classes)) - np.searchsorted(classes[order], classes[order])
+    sizes = np.bincount(classes)[classes[order]]
+    kept = rank < np.maximum(2, sizes * most // max(most, len(classes)))
+    return torch.from_numpy(np.sort(order[kept])).to(labels.device)
+
+
 def all_views(rows: Tensor, num_images: int, num_views: int) -> Tensor:
     """The rows (n,) of some images in all their views, (num_views · n,)."""
     return (rows + num_images * torch.arange(num_views)[:, None]).flatten()

@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from openjepa.evals.result import columns, rows
+from openjepa.evals.result import columns, recalls, rows
 from openjepa.health import Health, describe
 from openjepa.viz.curves import CURVES, draw_curve
 from openjepa.viz.pictures import Picture
@@ -166,7 +166,22 @@ def _evaluation(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "num_test": f"{result['num_test']:,}",
         "columns": columns(result),
         "rows": lines,
+        "recalls": _recall_tables(result),
     }
+
+
+def _recall_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How much of each class was found: a table for each set of classes, with a column for each protocol on it."""
+    by_classes: dict[tuple[str, ...], dict[str, Mapping[str, float]]] = {}
+    for name, recall in recalls(result["protocols"]).items():
+        by_classes.setdefault(tuple(recall), {})[name] = recall
+    return [
+        {
+            "columns": list(found),
+            "rows": [(name, [f"{recall[name]:.1%}" for recall in found.values()]) for name in classes],
+        }
+        for classes, found in by_classes.items()
+    ]
 
 
 def _picture(folder: Path, name: str) -> dict[str, Any] | None:
