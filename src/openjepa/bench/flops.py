@@ -1,8 +1,8 @@
 """How much arithmetic pretraining is: operations of the networks' matrix products, two for a multiply-add.
 
-A backward pass counts as two forward ones. Left out are softmax, norms and other work by element, health checks, and the
-optimiser's own products: Muon's do not depend on the batch, and beside 64 images of 32 px they are a third as much again
-(of the masked autoencoder, 58 %).
+A backward pass counts as two forward ones. Left out are softmax, norms and other work by element, health checks, and
+the optimiser's own products: Muon's do not depend on the batch, and beside 64 images of 32 px they are a third as much
+again (58 % in the masked autoencoder).
 
 Legend: N patches of an image, C contexts and M targets of Nc and Nt patches, D and P widths of encoder and predictor.
 """
