@@ -273,17 +273,27 @@ app.add_typer(bench, name="bench")
 
 @bench.command("step")
 def bench_step(
+    data: Annotated[
+        str | None, typer.Argument(help="Images: the step that `openjepa pretrain DATA` makes, part by part.")
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="Your clone of facebookresearch/ijepa.")] = None,
     case: Annotated[list[str] | None, typer.Option(help="tiny, small or base; may be repeated.")] = None,
-    repeats: Annotated[int, typer.Option(help="Steps of each side, after one to warm up.")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps of each side, after those to warm up.")] = 7,
     threads: Annotated[int | None, typer.Option(help="Threads of each side.")] = None,
     batch: Annotated[int | None, typer.Option(help="Another batch size.")] = None,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="All sides in bfloat16 autocast.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also say where the time goes.")] = False,
 ) -> None:
-    """The training step, side by side with the authors' code."""
+    """The training step: side by side with the authors' code, or on your images part by part."""
+    from openjepa.bench.parts import bench_parts
     from openjepa.bench.step import bench_step as run
 
+    if data is not None:
+        if reference or case or batch or bfloat16 or profile:
+            raise UserError("bench step DATA times what `openjepa pretrain DATA` does: give no --reference, --case, "
+                            "--batch, --bfloat16 or --profile, or leave out DATA")  # fmt: skip
+        bench_parts(data, repeats=repeats, threads=threads, say=typer.echo)
+        return
     given = {"cases": case} if case else {}
     run(
         reference=reference, repeats=repeats, threads=threads, batch=batch, bfloat16=bfloat16, profile=profile,
