@@ -37,7 +37,9 @@ def model() -> IJEPA:
     return built.eval()
 
 
-def test_whitening_is_fitted_to_what_the_teacher_says_of_those_that_can_be_read(dataset: ImageDataset) -> None:
+def test_whitening_is_fitted_to_what_the_teacher_says_of_those_that_can_be_read(
+    dataset: ImageDataset,
+) -> None:
     student = model()
     assert student.whole_image is not None
     assert student.teacher is not None

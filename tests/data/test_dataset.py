@@ -1,5 +1,6 @@
 import io
 import json
+import weakref
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +112,31 @@ def test_a_file_that_is_deleted_or_shrinks_on_the_way_is_bad(tmp_path: Path) -> 
     assert [Path(file.path).name for file in batch.bad[:1]] == ["02.png"]
     assert "03.png" in {Path(file.path).name for file in batch.bad}
     assert not {2, 3} & set(numbers(batch))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_few_large_images_are_held_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    held = most = 0
+
+    def let_go() -> None:
+        nonlocal held
+        held -= 1
+
+    def decode(*_: object, **__: object) -> NDArray[np.uint8]:
+        nonlocal held, most
+        pixels = np.zeros((1024, 1024, 3), np.uint8)
+        weakref.finalize(pixels, let_go)
+        held += 1
+        most = max(most, held)
+        return pixels
+
+    data = dataset(make_folder(tmp_path, num=40), cache="never")
+    monkeypatch.setattr("openjepa.data.dataset.decode", decode)
+    batch = data.batch(np.arange(40), 0, seed=0) if training else data.evaluation_batch(np.arange(40))
+    assert len(batch.images) == 40
+    assert most <= 12  # 32 MiB of images of 3 MiB, and the one that is being decoded
 
 
 def test_nothing_but_bad_images_is_an_error_that_says_why(tmp_path: Path) -> None:

@@ -221,9 +221,14 @@ class _View:
         random = f", {self.num_random} random views of seed {self.seed}" if self.num_random else ""
         return f"{self.dataset.source.cache_key}{random}{pooled}"
 
+    @property
+    def num_images(self) -> int:
+        """How many images are shown where all can be read, each view counted."""
+        return len(self.dataset) * (1 + self.num_random)
+
     def images(self) -> Iterator[Tensor]:
         """Batches (B, C, H, W) uint8 of the images that can be read."""
-        with self.bars(len(self.dataset) * (1 + self.num_random)) as bar:
+        with self.bars(self.num_images) as bar:
             yield from self._images(bar)
 
     def _images(self, bar: Bar) -> Iterator[Tensor]:
@@ -268,7 +273,9 @@ def _embed(
         start = time.perf_counter()
         featurisers = {kind.label: kind.featurise for kind in wanted}
         view.samples.clear()
-        new = extract(featurisers, batches=view.images(), mean=mean, std=std, device=device)
+        new = extract(
+            featurisers, batches=view.images(), num_images=view.num_images, mean=mean, std=std, device=device
+        )
         places = np.concatenate(view.samples)
         seconds = time.perf_counter() - start
         _log.info("%s: %d images embedded (%.0f s)", view.dataset.source.name, len(places), seconds)
