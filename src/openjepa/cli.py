@@ -46,7 +46,7 @@ def _log_to_terminal() -> None:
 @app.command()
 def pretrain(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for everything that the run writes.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for everything that the run writes.")] = None,
     method: Annotated[str | None, typer.Option(help="ijepa, mae or maskfeat.")] = None,
     preset: Annotated[
         str, typer.Option(help="Settings to start from: auto, salt, small, multiblock, medium, …")

@@ -60,7 +60,7 @@ class _Request:
 def pretrain(
     *,
     data: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     method: str | None = None,
     preset: str = "auto",
     config: str | Path | None = None,
@@ -85,7 +85,7 @@ def pretrain(
 
     Args:
         data: Folder, list file, manifest, tar pattern or built-in name.
-        out: Folder for everything that the run writes.
+        out: Folder for everything that the run writes; only ``dry_run`` needs none.
         method: Pretraining method: `ijepa`, `mae` or `maskfeat`.
         preset: Settings to start from; `auto` chooses by the size of the images.
         config: YAML file of settings on top of the preset.
@@ -126,6 +126,9 @@ def pretrain(
         given |= length  # whole, for it replaces a length of another kind that a preset or a file has
     if (eval_train is None) != (eval_test is None):
         raise UserError("--eval-train and --eval-test go together: give both, or neither")
+    if out is None and not dry_run:
+        raise UserError("where to? Give --out DIR, the folder for everything that the run writes")
+    out = Path(out or "")
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other: give one")
     if overwrite:
@@ -133,14 +136,24 @@ def pretrain(
             "DATA": data, "--config": config, "--init-from": init_from, "--eval-train": eval_train,
             "--eval-test": eval_test,
         }  # fmt: skip
-        check_run(Path(out), sources=sources)
+        check_run(out, sources=sources)
     request = _Request(
-        data=data, out=Path(out), preset=preset, config=config, set=set, options=given, eval_train=eval_train,
+        data=data, out=out, preset=preset, config=config, set=set, options=given, eval_train=eval_train,
         eval_test=eval_test, resume=resume, override=override, allow_data_change=allow_data_change,
         overwrite=overwrite, stop_on_collapse=stop_on_collapse, dry_run=dry_run,
     )  # fmt: skip
     _prepare(request)
-    return Path(out)
+    return out
+
+
+def planned_config(data: str | Path, *, max_minutes: float) -> Config:
+    """What `--preset auto` makes of these images within so many minutes."""
+    request = _Request(
+        data=data, out=Path(), preset="auto", config=None, set=(), options={"budget.max_minutes": max_minutes},
+        eval_train=None, eval_test=None, resume=False, override=False, allow_data_change=False, overwrite=False,
+        stop_on_collapse=False, dry_run=True,
+    )  # fmt: skip
+    return _settings(request, open_source(data, split="train"), None)
 
 
 def _prepare(request: _Request) -> None:
@@ -178,6 +191,10 @@ def _train_stages(config: Config, stage: Stage, request: _Request) -> None:
     """The run itself; where it asks for a first stage and has not begun, that one before it, in a folder of its own."""
     if config.first_stage.method != "none" and stage.saved is None:
         first = request.out / "first-stage"
+        if stage.folder is not None:
+            stage.folder.describe(
+                config
+            )  # what was chosen, for a run that goes on after a stop in this stage
         stage.say(
             f"stage 1  {config.first_stage.method}, {config.first_stage.share:.0%} of the budget, in {first}"
         )
@@ -234,9 +251,9 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
     layers: dict[str, Any] = {
         "file": request.config if theirs is None else None, "overrides": request.set, "changes": request.options,
     }  # fmt: skip
-    if saved is not None:
-        old = load_config(yaml.safe_load(saved.config))
-        new = load_config(yaml.safe_load(saved.config), **layers)
+    if begun := saved.config if saved is not None else _begun(request):
+        old = load_config(yaml.safe_load(begun))
+        new = load_config(yaml.safe_load(begun), **layers)
         check_changes(old, new, override=request.override)
         return new
     if theirs is not None:
@@ -249,6 +266,14 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
     if config.budget.model_dump(exclude_none=True) == {}:
         raise UserError("how long to train? Give --max-minutes M, --epochs E or --steps N")
     return config
+
+
+def _begun(request: _Request) -> str | None:
+    """The configuration of a run that was stopped in its first stage: a plan measured anew could be another one."""
+    chosen = request.out / "config.yaml"
+    if not request.resume or not (request.out / "first-stage").exists() or not chosen.exists():
+        return None
+    return chosen.read_text(encoding="utf-8")
 
 
 def _resolved(base: Settings, layers: dict[str, Any]) -> Config:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from openjepa.config import Config
-from openjepa.descriptions import MOST_IMAGES
+from openjepa.descriptions import NUM_IMAGES
 from openjepa.masks import make_masks
 from openjepa.methods.maskfeat import num_numbers
 from openjepa.models.architecture import Architecture, architecture_of
@@ -52,7 +52,7 @@ def image_flops(config: Config, *, context_patches: int, target_patches: int) ->
     target_pass = _encoder(shape, math.prod(shape.grid)) if config.method == "ijepa" else 0.0
     trained = _encoder(shape, context_patches)
     trained += _predictor(config, shape, context_patches, num_targets, target_patches)
-    return target_pass + 3 * num_contexts * trained
+    return target_pass / config.objective.target_reuse + 3 * num_contexts * trained
 
 
 def description_flops(config: Config, *, num_images: int) -> float:
@@ -60,7 +60,7 @@ def description_flops(config: Config, *, num_images: int) -> float:
     if not config.objective.whole_weight:
         return 0.0
     shape = architecture_of(config)
-    described = min(num_images, MOST_IMAGES)
+    described = min(num_images, NUM_IMAGES)
     return config.ema.generations * described * _encoder(shape, math.prod(shape.grid))
 
 

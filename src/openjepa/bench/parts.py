@@ -23,24 +23,16 @@ import torch
 from lightning_fabric import Fabric
 
 from openjepa import train
-from openjepa.allocator import keep_freed_memory
-from openjepa.apps.pretrain import _train_stages
-from openjepa.apps.stage import Stage
-from openjepa.config import Config
+from openjepa.apps.pretrain import planned_config, pretrain
 from openjepa.data import loader
-from openjepa.data.sources import Source, open_source
-from openjepa.data.statistics import look
 from openjepa.methods import IJEPA, Method
 from openjepa.muon import Muon
-from openjepa.presets import choose_preset
 from openjepa.run import Run
-from openjepa.run_folder import RunFolder
-from openjepa.runtime import resolve_device
-from openjepa.settings import load_config
+from openjepa.settings import dump_config, load_config
 
 PARTS = (
-    "data", "masks, normalising", "target pass", "context", "predictor, loss", "backward", "clipping", "AdamW", "Muon",
-    "moving average", "the rest", "logging",
+    "data", "masks, normalising", "kept targets", "target pass", "context", "predictor, loss", "backward", "clipping",
+    "AdamW", "Muon", "moving average", "the rest", "logging",
 )  # fmt: skip
 _WARMUP = 2  # steps of each stage that are not counted
 
@@ -100,7 +92,7 @@ class Stopwatch:
             whole, self.stepping = _now() - start, False
             spent = self.current
             spent["predictor, loss"] = spent.pop("forward") - spent["target pass"] - spent["context"]
-            outside = spent["data"] + spent["masks, normalising"]
+            outside = spent["data"] + spent["masks, normalising"] + spent["kept targets"]
             spent["the rest"] = whole - (sum(spent.values()) - outside)
             self.records.append(Record(type(objective.method).__name__.lower(), dict(spent)))
             self.current = defaultdict(float)
@@ -128,23 +120,19 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def chosen_settings(data: str | Path) -> tuple[Config, Source, str]:
-    """What `openjepa pretrain DATA` trains with and on, and why, in words."""
-    source = open_source(data, split="train")
-    found = look(source)
-    settings, reason = choose_preset(
-        found.side, len(source), channels=found.channels, accelerated=resolve_device("auto") != "cpu"
-    )
-    return load_config(settings), source, reason
-
-
 def bench_parts(
-    data: str | Path, *, repeats: int = 20, threads: int | None = None, say: Callable[[str], None]
+    data: str | Path,
+    *,
+    minutes: float = 10.0,
+    repeats: int = 20,
+    threads: int | None = None,
+    say: Callable[[str], None],
 ) -> None:
-    """Time the training step that `openjepa pretrain` would make on these images.
+    """Time the training step that `openjepa pretrain DATA --max-minutes M` would make on these images.
 
     Args:
         data: The images.
+        minutes: Length of the run whose settings are taken.
         repeats: Steps of the first stage that count, or of the only one; another stage has as many as its share of the
             run gives it.
         threads: CPU threads; by default the cores there are.
@@ -153,34 +141,26 @@ def bench_parts(
     Raises:
         UserError: Data that cannot be used.
     """
-    config, source, reason = chosen_settings(data)
-    every = config.log.every_steps
-    first = config.first_stage
+    config = planned_config(data, max_minutes=minutes)
+    every, first = config.log.every_steps, config.first_stage
     share = 1.0 if first.method == "none" else min(first.share, 1 - first.share)
-    steps = math.ceil((repeats + _WARMUP) / share)
-    config = load_config(
-        config.model_dump(mode="json"),
-        changes={
-            **dict.fromkeys(("budget.epochs", "budget.max_minutes")),
-            "budget.steps": steps,
-            "runtime.threads": threads,
-            "log.every_steps": 1,  # so that a short run has lines to time
-        },
-    )
-    keep_freed_memory()
-    fabric = Fabric(accelerator=resolve_device(config.runtime.device), devices=1)
+    changes = {
+        "budget.max_minutes": None,
+        "budget.steps": math.ceil((repeats + _WARMUP) / share),
+        "runtime.threads": threads,
+        "log.every_steps": 1,  # so that a short run has lines to time
+    }
+    short = load_config(config.model_dump(mode="json"), changes=changes)
     watch = Stopwatch()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        RunFolder(Path(folder) / "run") as run_folder,
-        watching(watch),
-    ):
-        stage = Stage(source=source, fabric=fabric, folder=run_folder, saved=None)
-        _train_stages(config, stage, run_folder.path)
+    with tempfile.TemporaryDirectory() as folder, watching(watch):
+        settings = Path(folder) / "settings.yaml"
+        settings.write_text(dump_config(short), encoding="utf-8")
+        pretrain(data=data, out=Path(folder) / "run", preset=config.preset, config=settings)
     size = config.data.batch_size
-    say(f"{reason}; {config.model.name}, batch {size}, {torch.get_num_threads()} threads, "
-        f"a line of metrics every {every} steps; medians of the steps after the first {_WARMUP}\n")  # fmt: skip
-    say(table(watch, batch_size=size, log_every=every))
+    say(f"{config.plan}\n")
+    say(f"{config.model.name}, batch {size}, {torch.get_num_threads()} threads, a line of metrics every {every} steps; "
+        f"medians of the steps after the first {_WARMUP}\n")  # fmt: skip
+    say(table(watch, batch_size=size, log_every=every, reuse=config.objective.target_reuse))
 
 
 @contextmanager
@@ -188,7 +168,8 @@ def watching(watch: Stopwatch) -> Iterator[None]:
     """Watches around the parts of a step, as long as the context lasts; batches are made between the steps."""
     parts: list[tuple[str, Any, str]] = [
         ("forward", train.Objective, "forward"),
-        ("target pass", Method, "encode_targets"),
+        ("target pass", Method, "ask"),
+        ("target pass", IJEPA, "ask"),
         ("context", Method, "encode_context"),
         ("backward", Fabric, "backward"),
         ("clipping", torch.nn.utils, "clip_grad_norm_"),
@@ -205,25 +186,31 @@ def watching(watch: Stopwatch) -> Iterator[None]:
         put(loader.Loader, "batch", watch.around("data", loader.Loader.batch, always=True))
         put(train, "_parts", watch.around("masks, normalising", train._parts, always=True))
         put(train, "train_step", watch.around_step(train.train_step))
+        put(Run, "_ask", watch.around("kept targets", Run._ask, always=True))
         put(Run, "log", watch.around_log(Run.log))
         for part, owner, name in parts:
             put(owner, name, watch.around(part, getattr(owner, name)))
         yield
 
 
-def table(watch: Stopwatch, *, batch_size: int, log_every: int) -> str:
+def table(watch: Stopwatch, *, batch_size: int, log_every: int, reuse: int = 1) -> str:
     """Markdown: a line for each part; for each stage its median milliseconds and its share of a step in percent.
 
     Args:
         watch: What was measured.
         batch_size: Images a step.
         log_every: Steps between lines of metrics, over which the time of one is spread.
+        reuse: Steps that a batch serves, over which making it and its kept targets is spread (in a stage that keeps
+            them).
     """
     columns = []
     for method in watch.methods:
         steps = [record.seconds for record in watch.records if record.method == method]
         counted = steps[watch.warmup :]
         spent = {part: statistics.median(step.get(part, 0.0) for step in counted) for part in PARTS}
+        if asked := [step["kept targets"] for step in counted if step.get("kept targets")]:
+            spent["kept targets"] = statistics.median(asked) / reuse
+            spent["data"] /= reuse
         spent["logging"] = statistics.median(watch.logging[method]) / log_every
         columns.append(spent)
     lines = [
