@@ -96,11 +96,13 @@ def test_the_file_has_a_line_a_row_of_a_matrix() -> None:
     told = {
         "confusion": [[1, 0], [22, 3.5]],
         "name": "[\n 1\n]",
-        "rates": [1e-05, 3.0],
+        "rates": [1e-05, -3.0],
         "none": [],
         "words": ["a"],
     }
     text = as_json(told)
     assert json.loads(text) == told
     assert "  [1, 0],\n  [22, 3.5]\n" in text
-    assert '"rates": [1e-05, 3.0]' in text
+    assert '"rates": [1e-05, -3.0]' in text
+    mixed = {"numbers": [*[-1.0] * 60, "none"]}  # no list of numbers, which is seen at once
+    assert json.loads(as_json(mixed)) == mixed

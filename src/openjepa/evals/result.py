@@ -18,7 +18,7 @@ MOST_CLASSES = 1000
 """With more classes the confusion matrix, K x K numbers, is not told."""
 UNBALANCED = 1.5
 """Classes count as unbalanced where a constant answer is right this many times as often as one of K."""
-_NUMBERS = re.compile(r"\[\s+(-?[\d.e+-]+(?:,\s+-?[\d.e+-]+)*)\s+\]")
+_NUMBERS = re.compile(r"\[\s+([\d.e+-]+(?:,\s+[\d.e+-]+)*)\s+\]")
 
 
 def with_classes(scores: Mapping[str, Any], labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
