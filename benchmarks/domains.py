@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domains_table import figures, table
-
 KNOWN = ("cifar10", "mri", "steel", "rbc", "signs", "leaves", "xray", "grocery", "trash", "omniglot")
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 PRETRAIN_OPTIONS: tuple[str, ...] = ()
@@ -284,6 +282,8 @@ def main() -> None:
     failed = run_all(sets, judgement)
     # Only now, when no run follows: it imports PyTorch, and what a process that starts another has held in memory
     # counts as the other's.
+    from domains_table import figures, table
+
     found = [figures(one.name, one.train, judgement.out / one.name) for one in sets if one.name not in failed]
     result = {
         "date": time.strftime("%Y-%m-%d"),
