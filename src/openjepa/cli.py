@@ -110,6 +110,7 @@ def evaluate(
     ] = False,
     num_heads: NumHeads = None,
     num_workers: NumWorkers = 0,
+    device: Device = "auto",
     save_head: Annotated[
         Path | None, typer.Option(help="Folder for the linear head, for `openjepa predict`.")
     ] = None,
@@ -131,13 +132,15 @@ def evaluate(
     from openjepa.apps.suite import evaluate_suite
 
     if again is not None:
-        if (checkpoint, train, test, target, protocols, suite) != (None,) * 6 or set:
-            raise UserError("--rerun takes checkpoint, data and settings from its file: give none of them")
+        if (checkpoint, train, test, target, protocols, suite) != (None,) * 6 or set or device != "auto":
+            raise UserError(
+                "--rerun takes checkpoint, data, settings and device from its file: give none of them"
+            )
         rerun(again, num_workers=num_workers, out=out)
         return
     options: dict[str, Any] = {
         "encoder": encoder, "baselines": baselines, "set": set or (), "num_heads": num_heads,
-        "num_workers": num_workers, "out": out,
+        "num_workers": num_workers, "device": device, "out": out,
     }  # fmt: skip
     if suite is not None:
         if (train, test, target, protocols, save_head) != (None,) * 5:
