@@ -178,9 +178,8 @@ def fit(run: Run) -> None:
                 run.method.renew_teacher()
                 run.describe_images()
             failpoint(f"step-{run.step}")
-            if run.step % config.log.every_steps == 0 or run.finished:
-                row = _row(run, loss, hyper, parts[0][1])
-                run.log(row, measure=run.step % config.log.health_every_steps == 0 or run.finished)
+            if run.step % config.log.every_steps == 0 or run.check_due:
+                run.log(_row(run, loss, hyper, parts[0][1]), measure=run.check_due)
             due = run.seconds - last_save > config.checkpoint.every_minutes * 60
             stopping = stop.agreed(fabric)
             if run.step % config.checkpoint.every_steps == 0 or due or run.finished or stopping:
