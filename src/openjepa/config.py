@@ -226,8 +226,9 @@ class LogConfig(Section):
 
     every_steps: int = Field(20, ge=1)
     """Steps between lines of metrics.jsonl."""
-    health_every_steps: int = Field(500, ge=1)
-    """Steps between health checks."""
+    health_every_steps: int | None = Field(None, ge=1)
+    """Steps between health checks; null: at equal parts of the run, ten or more, and once soon after its start
+    (docs/method.md)."""
     protocols: tuple[str, ...] = ()
     """Of `openjepa evaluate` on frozen features, done with --eval-train and --eval-test while the run trains ..."""
     protocols_every_minutes: float = Field(10.0, gt=0)

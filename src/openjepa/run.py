@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from openjepa import checkpoint
+from openjepa.checks import Checks
 from openjepa.config import BudgetConfig, Config
 from openjepa.data.dataset import Batch
 from openjepa.data.loader import Loader
@@ -126,6 +127,22 @@ class Run:
         """Which of its teachers the run is at, from 0; −1 where the moving average teaches."""
         num = self.config.ema.generations
         return min(int(self.progress() * num), num - 1)
+
+    @property
+    def checks(self) -> Checks:
+        """When the model is measured, where the settings do not say."""
+        if self.length is not None:
+            return Checks.of_steps(self.length, batch_size=self.config.data.batch_size)
+        assert self.config.own_budget.max_minutes is not None
+        return Checks.of_minutes(self.config.own_budget.max_minutes)
+
+    @property
+    def check_due(self) -> bool:
+        """Whether the model is measured after the step just done; at the end it always is."""
+        every = self.config.log.health_every_steps
+        if self.finished or every is not None:
+            return self.finished or self.step % every == 0
+        return self.checks.due(self.progress(ahead=-1), self.progress())
 
     def count_step(self) -> None:
         """One more step is done; all processes agree on the time."""

@@ -180,10 +180,10 @@ def fit(run: Run) -> None:
             if run.generation > generation:
                 run.renew_teacher()
             failpoint(f"step-{run.step}")
-            if run.step % config.log.every_steps == 0 or run.finished:
+            if run.step % config.log.every_steps == 0 or run.check_due:
                 row = _row(run, loss, hyper, parts[0][1])
                 try:
-                    run.log(row, measure=run.step % config.log.health_every_steps == 0 or run.finished)
+                    run.log(row, measure=run.check_due)
                 except CollapseError:
                     run.save()
                     raise

@@ -19,6 +19,7 @@ from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import channel_statistics
 from openjepa.descriptions import NUM_IMAGES, fit_whitening
 from openjepa.errors import UserError
+from openjepa.health import judge_row
 from openjepa.hub import load, model_of
 from openjepa.masks import MaskSampler, make_masks
 from openjepa.methods import IJEPA, Method
@@ -97,15 +98,19 @@ def train(config: Config, stage: Stage) -> None:
 
     def watch(row: dict[str, Any]) -> None:
         stage.on_row(row)
+        facts = {"method": config.method, "generations": config.ema.generations}
+        verdict = judge_row(row, num_features=architecture.embed_dim, **facts)
+        if verdict is not None:
+            say(f"health   {verdict.words}")
         if stage.stop_on_collapse:
-            stop_on_collapse(row, num_features=architecture.embed_dim)
+            stop_on_collapse(row, num_features=architecture.embed_dim, **facts)
 
     run = Run(
-        config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder,
-        probes=_probes(stage, config, dataset, sampler), on_row=watch,
+        config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder, on_row=watch,
         on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
         describe=partial(_describe, method, config, dataset) if config.objective.whole_weight else None,
     )  # fmt: skip
+    run.probes = _probes(stage, run, dataset, sampler)
     if saved is not None:
         run.restore(saved)
     if folder is not None:
@@ -183,17 +188,19 @@ def _attention_shapes(
     ]
 
 
-def _probes(stage: Stage, config: Config, dataset: ImageDataset, sampler: MaskSampler) -> list[Probe]:
+def _probes(stage: Stage, run: Run, dataset: ImageDataset, sampler: MaskSampler) -> list[Probe]:
     """What is measured at health checks."""
-    probes: list[Probe] = [HealthProbe(dataset, sampler, say=stage.say)]
+    config = run.config
+    checks = run.checks if config.log.health_every_steps is None else None
+    encoder, _ = architecture_of(config).build(seed=config.seed)
+    untrained = encoder.to(stage.fabric.device).eval()
+    probes: list[Probe] = [HealthProbe(dataset, sampler, untrained=untrained, checks=checks)]
     if stage.eval_train is not None and stage.eval_test is not None:
         labelled = [
             open_dataset(config, open_source(data, split=split))
             for data, split in ((stage.eval_train, "train"), (stage.eval_test, "test"))
         ]
-        encoder, _ = architecture_of(config).build(seed=config.seed)
-        untrained = encoder.to(stage.fabric.device).eval()
-        probes.append(KnnProbe(labelled[0], labelled[1], untrained=untrained, say=stage.say))
+        probes.append(KnnProbe(labelled[0], labelled[1], untrained=untrained, say=stage.say, checks=checks))
         if protocols := config.log.protocols:
             every = config.log.protocols_every_minutes
             probes.append(OnlineProbe(*labelled, protocols=protocols, every_minutes=every, say=stage.say))

@@ -67,6 +67,8 @@ class Output:
     """(B, C, M, Nt, K); of a contrast, which asks for a direction only, at fitted length and without gradient."""
     targets: Tensor
     """(B, M, Nt, K), without gradient."""
+    full_targets: Tensor
+    """The targets of all patches, (B, N, K), without gradient."""
     answers: Tensor
     """(B, C, M, Nt, P), what the predictor's last layer read the predictions from."""
     context: Tensor
@@ -130,7 +132,7 @@ class Method(nn.Module):
         else:
             distance = F.mse_loss if self.loss == "mse" else F.smooth_l1_loss
             loss = distance(predictions, targets[:, None].expand_as(predictions))
-        return Output(loss, predictions, targets, answers, context)
+        return Output(loss, predictions, targets, full_targets, answers, context)
 
     @property
     def shape(self) -> Architecture:
