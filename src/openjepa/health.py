@@ -22,12 +22,16 @@ from torch.nn import functional as F
 _RANKME_EPS = 1e-7  # of RankMe's paper
 _ROUNDING = 1e-10  # relative variance that float32 targets have by rounding alone
 
-# Thresholds of `judge`; spread = feature_std · √D. Measured with small ViTs: untrained encoders have 0.6 on photographs and
-# 0.1 on rendered scenes; docs/log.md has the runs that these were chosen on, and those that they were tried on.
+# Thresholds of `judge`; spread = feature_std · √D. Measured with small ViTs: untrained encoders have 0.6 on photographs
+# and 0.1 on rendered scenes; docs/log.md has the runs that these were chosen on, and those that they were tried on.
 COLLAPSED_SPREAD = 0.05
 """Where nothing is known of the untrained encoder: below it under 0.25 % of a feature's squared length differs."""
-COLLAPSED_SHARE = 0.1
-"""Of the untrained encoder's spread on the same images."""
+COLLAPSED_SHARE = 0.15
+"""Of the untrained encoder's spread on the same images; below it, where nothing is predicted, they have collapsed."""
+CONSTANT_SHARE = 0.02
+"""Of the same; below it they have, whatever is predicted."""
+SHRUNK_SHARE = 0.35
+"""Of the same; below it features lose what tells images apart. Healthy runs had 0.46 to 2.0."""
 ALIKE_SPREAD = 1e-3
 """Of the untrained encoder; below it the images hardly differ, and no training can tell them apart."""
 POSITION_GAP_FLOOR = 0.01
@@ -242,36 +246,53 @@ def judge(health: Health, situation: Situation) -> Verdict:
             f"collapsed: features are constant (spread {spread:.4f}), and so are an untrained encoder's: the images "
             "are all alike; look at them with openjepa scan",
         )
-    if spread < (COLLAPSED_SPREAD if start is None else max(COLLAPSED_SHARE * start, ALIKE_SPREAD)):
+    if _is_constant(health, spread=spread, start=start):
         before = "of 1" if start is None else f"where an untrained encoder's is {start:.3f}"
         return Verdict(
             "collapsed",
-            f"collapsed: features are constant (spread {spread:.3f} {before}, {rank}); lower optim.lr or raise ema.start",
+            f"collapsed: features are constant (spread {spread:.3f} {before}, {rank}); lower optim.lr or raise "
+            "ema.start",
         )
-    if steps is not None and steps < EARLY_STEPS:
-        return Verdict(
-            "early",
-            f"too early to say after {steps:,} steps towards these targets: features differ between images "
-            f"({rank}; {explained})" + "; train for longer" * situation.ended,
-        )
+    verdict = _judge_predictor(health, situation, explained=explained, rank=rank)
+    if verdict.kind == "healthy" or steps is None or steps >= EARLY_STEPS:
+        return verdict
+    return Verdict(
+        "early",
+        f"too early to say after {steps:,} steps towards these targets: features differ between images "
+        f"({rank}; {explained})" + "; train for longer" * situation.ended,
+    )
+
+
+def _is_constant(health: Health, *, spread: float, start: float | None) -> bool:
+    """Whether images hardly differ in their features any more, by the spread now and that of the untrained encoder."""
+    if start is None:
+        return spread < COLLAPSED_SPREAD
+    nothing = health.explained_variance < EXPLAINED_VARIANCE_FLOOR
+    return spread < (COLLAPSED_SHARE if nothing else CONSTANT_SHARE) * start
+
+
+def _judge_predictor(health: Health, situation: Situation, *, explained: str, rank: str) -> Verdict:
+    """The same where features differ between images, as if there had been steps enough to learn from."""
+    untrained = situation.untrained
     if untrained is not None and (health.feature_std, health.rankme) == astuple(untrained):
         return Verdict(
             "weak",
             "untrained: features are exactly those of the encoder before training, which the moving average never "
             "leaves; lower ema.start and ema.end",
         )
-    return _judge_predictor(health, situation, explained=explained, rank=rank)
-
-
-def _judge_predictor(health: Health, situation: Situation, *, explained: str, rank: str) -> Verdict:
-    """The same where features differ between images and there were steps enough to learn from."""
-    untrained = situation.untrained
-    alike = untrained is None or health.feature_std < POSITION_SHARE * untrained.feature_std
-    if situation.predicts_features and health.position_gap < POSITION_GAP_FLOOR and alike:
+    share = None if untrained is None else health.feature_std / max(untrained.feature_std, 1e-9)
+    fits_any = situation.predicts_features and health.position_gap < POSITION_GAP_FLOOR
+    if fits_any and (share is None or share < POSITION_SHARE):
         return Verdict(
             "collapsed" if situation.ended else "weak",
             f"features encode position only: predictions fit any image as well (gap {health.position_gap:.3f}); "
             "normal at the very start, else try objective.target_norm=double_centred or a lower optim.lr",
+        )
+    if share is not None and share < SHRUNK_SHARE:
+        return Verdict(
+            "weak",
+            f"shrinking: features differ between images {share:.0%} as much as an untrained encoder's ({rank}; "
+            f"{explained}); lower optim.lr or raise ema.start",
         )
     if health.explained_variance < EXPLAINED_VARIANCE_FLOOR:
         return Verdict(

@@ -140,9 +140,9 @@ class Run:
     def check_due(self) -> bool:
         """Whether the model is measured after the step just done; at the end it always is."""
         every = self.config.log.health_every_steps
-        if self.finished or every is not None:
-            return self.finished or self.step % every == 0
-        return self.checks.due(self.progress(ahead=-1), self.progress())
+        if every is None:
+            return self.finished or self.checks.due(self.progress(ahead=-1), self.progress())
+        return self.finished or self.step % every == 0
 
     def count_step(self) -> None:
         """One more step is done; all processes agree on the time."""

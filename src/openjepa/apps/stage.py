@@ -98,7 +98,7 @@ def train(config: Config, stage: Stage) -> None:
 
     def watch(row: dict[str, Any]) -> None:
         stage.on_row(row)
-        facts = {"method": config.method, "generations": config.ema.generations}
+        facts: dict[str, Any] = {"method": config.method, "generations": config.ema.generations}
         verdict = judge_row(row, num_features=architecture.embed_dim, **facts)
         if verdict is not None:
             say(f"health   {verdict.words}")
