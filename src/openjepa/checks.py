@@ -1,8 +1,8 @@
 """When a run's features are checked and on how many images, from the length of the run.
 
 Checks come at equal parts of a run, so that a short run on a slow machine is seen as often as a long one; how many
-images each of them watches follows from what it may cost. For runs by steps or epochs both are pure functions of the number
-of steps and the batch size: the same run has the same rows on every machine and after a resume.
+images each of them watches follows from what it may cost. For runs by steps or epochs both are pure functions of the
+number of steps and the batch size: the same run has the same rows on every machine and after a resume.
 """
 
 from dataclasses import dataclass
