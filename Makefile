@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-slow lint format arrows types docs clean
+.PHONY: help .venv demo domains test test-slow lint format arrows types docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,13 @@ demo: .venv  ## render scenes, pretrain, evaluate, write a report: twelve minute
 	$(BIN)/openjepa evaluate runs/demo --train scenes --test scenes --baselines \
 		--protocols knn,linear,count,depth --out runs/demo/evaluation.json
 	@echo "The report is in $(CURDIR)/runs/demo/report.html"
+
+domains: MINUTES ?= 5
+domains: OUT ?= runs/domains
+domains:  ## judge the default on many kinds of images (DATA=FOLDER MINUTES=5 OUT=runs/domains ARGS="--only steel")
+	@test -n "$(DATA)" || { echo "make domains DATA=FOLDER: which folder of NAME-train.tar and NAME-test.tar? (docs/domains.md)"; exit 2; }
+	@$(MAKE) --no-print-directory .venv
+	$(BIN)/python benchmarks/domains.py "$(DATA)" --out "$(OUT)" --minutes $(MINUTES) $(ARGS)
 
 test: .venv  ## run the quick tests (more options: ARGS="-k masks")
 	$(BIN)/python -m pytest -m "not slow" --durations=10 $(ARGS)

@@ -1,7 +1,11 @@
 """Checkpoints: whole or absent, verified, newest first; no pickle."""
 
+import hashlib
+import json
+import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +57,105 @@ def test_damage_is_seen_and_the_one_before_used(
     assert found is not None
     assert found.state == {"step": 1}
     assert "damaged" in caplog.text
+
+
+def test_every_flipped_bit_is_seen_and_the_one_before_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In every file, the manifest too, and never by another exception than the one that `load_latest` answers."""
+    caplog.set_level(logging.ERROR)
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    assert sum(file.stat().st_size for file in newest.iterdir()) < 20_000
+    num_flips = 0
+    for file in sorted(newest.iterdir()):
+        whole = file.read_bytes()
+        for bit in range(8 * len(whole)):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(flipped)
+            num_flips += 1
+            with pytest.raises(CheckpointError):
+                checkpoint.load(newest)
+            if bit % 8 == 0:
+                found = checkpoint.load_latest(tmp_path)
+                assert found is not None
+                assert found.state == {"step": 1}
+        file.write_bytes(whole)
+    assert num_flips > 4_000
+    assert checkpoint.load(newest).state == {"step": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", b"[]"),
+        ("state.json", b'{"step": 3}'),
+        ("state.json", b"\xff"),
+        ("config.yaml", b"a: [\n"),
+        ("config.yaml", b"a"),
+        ("model.safetensors", b"no tensors"),
+        ("optimizer.safetensors", b""),
+    ],
+)
+def test_what_was_written_wrongly_is_no_checkpoint(tmp_path: Path, name: str, content: bytes) -> None:
+    """Its digests are right; what they are of is not."""
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    (newest / name).write_bytes(content)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["sha256"][name] = hashlib.sha256(content).hexdigest()
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="step-000000002"):
+        checkpoint.load(newest)
+    found = checkpoint.load_latest(tmp_path)
+    assert found is not None
+    assert found.state == {"step": 1}
+
+
+def damage(path: Path) -> None:
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "model.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_of_a_higher_step_does_not_push_out_the_new(
+    tmp_path: Path, keep: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 6, keep=9)
+    damage(save(tmp_path, 12, keep=9))
+    for step in (7, 8):
+        save(tmp_path, step, keep=keep)
+        found = checkpoint.load_latest(tmp_path)
+        assert found is not None
+        assert found.state == {"step": step}
+    kept = [int(path.name[5:]) for path in checkpoint.list_checkpoints(tmp_path)]
+    assert kept == [12, 8] if keep == 1 else [12, 8, 7]
+    assert caplog.text.count("step-000000012: damaged, not counted") == 1
+
+
+def test_a_damaged_one_does_not_count_as_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    digest = checkpoint._digest
+
+    def count(file: Path) -> str:
+        hashed.append(file.parent.name)
+        return digest(file)
+
+    monkeypatch.setattr(checkpoint, "_digest", count)
+    save(tmp_path, 1)
+    damage(save(tmp_path, 2))
+    kept = []
+    for step in (3, 4, 5):
+        save(tmp_path, step)
+        kept.append([int(path.name[5:]) for path in checkpoint.list_checkpoints(tmp_path)])
+    assert kept == [[3, 2, 1], [4, 3], [5, 4]]
+    shutil.rmtree(tmp_path / "step-000000005")
+    found = checkpoint.load_latest(tmp_path)
+    assert found is not None
+    assert found.state == {"step": 4}
+    assert hashed.count("step-000000003") == 4  # each of its files once, not at every save
 
 
 def test_nothing_there_and_nothing_whole(tmp_path: Path) -> None:

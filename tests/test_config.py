@@ -13,7 +13,7 @@ from openjepa.methods import METHODS
 from openjepa.methods.ijepa import build_ijepa
 from openjepa.models.architecture import architecture_of
 from openjepa.models.vit import SIZES
-from openjepa.presets import PRESETS, choose_preset, preset, with_method
+from openjepa.presets import PRESETS, Images, candidates, choose_preset, paced, preset, with_method
 from openjepa.settings import differences, dump_config, known_keys, load_config
 
 
@@ -28,7 +28,8 @@ def test_every_preset_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("side", [20, 28, 32, 47, 64, 96, 150, 224, 500])
 def test_the_automatic_preset_fits_any_size(side: int) -> None:
-    settings, reason = choose_preset(side, 140, accelerated=side != 500)
+    choice = choose_preset(Images(side=side, number=140), accelerated=side != 500)
+    settings, reason = choice.settings, choice.reason
     config = load_config(settings)
     make_masks(config.masks.name, grid=architecture_of(config).grid, **config.masks.settings())
     assert settings["preset"] in reason
@@ -46,30 +47,52 @@ def test_what_compares_images_needs_another_one(setting: str) -> None:
 
 
 def test_the_automatic_preset_knows_the_machine_and_the_channels() -> None:
-    without, reason = choose_preset(375, 140)
-    assert without["preset"] == "medium"
-    assert "no GPU" in reason
-    assert choose_preset(375, 140, accelerated=True)[0]["preset"] == "standard"
-    grey, reason = choose_preset(28, 60_000, channels=1)
-    assert load_config(grey).data.channels == 1
-    assert "1 channel," in reason
-    assert load_config(choose_preset(150, 140)[0]).data.image_size == (144, 144)
+    photographs = Images(side=375, number=140)
+    without = load_config(choose_preset(photographs).settings)
+    assert (without.preset, without.data.image_size, without.model.patch_size) == ("salt", (32, 32), (4, 4))
+    larger = load_config(choose_preset(photographs, size=48).settings)
+    assert larger.data.image_size == (48, 48)
+    assert choose_preset(photographs, accelerated=True).settings["preset"] == "standard"
+    grey = choose_preset(Images(side=28, number=60_000, channels=1))
+    assert load_config(grey.settings).data.channels == 1
+    assert "1 channel," in grey.reason
+    medium = choose_preset(Images(side=150, number=140), accelerated=True)
+    assert load_config(medium.settings).data.image_size == (144, 144)
+
+
+def test_small_images_have_one_size_and_photographs_a_choice() -> None:
+    assert candidates(20) == [28]
+    assert candidates(47) == [44]
+    assert candidates(56) == [32, 48]
+    assert candidates(224) == [32, 48, 64]
+    assert candidates(224, patch=16) == [224 // 16 * 16 - 96, 192]  # 8 and 12 patches across
+    assert candidates(120, patch=16) == [112]
+
+
+def test_short_runs_are_faster_in_everything() -> None:
+    short, long, longest = (paced(steps) for steps in (300, 5000, 500_000))
+    assert short["optim"]["lr"] == 3e-3
+    assert long["optim"]["lr"] == longest["optim"]["lr"] == 1.5e-3
+    assert short["ema"]["end"] < long["ema"]["end"] == longest["ema"]["end"] == 0.999
+    for settings in (short, long, longest, paced(1)):
+        assert 0 < settings["ema"]["start"] <= settings["ema"]["end"] < 1
 
 
 def test_the_automatic_preset_needs_no_first_stage_where_weights_are_given() -> None:
-    assert choose_preset(32, 50_000)[0]["preset"] == "salt"
-    adapted, reason = choose_preset(32, 50_000, from_weights=True)
-    config = load_config(adapted, changes={"init_from": "earlier", "budget.steps": 10})
+    small = Images(side=32, number=50_000)
+    assert choose_preset(small).settings["preset"] == "salt"
+    adapted = choose_preset(small, from_weights=True)
+    config = load_config(adapted.settings, changes={"init_from": "earlier", "budget.steps": 10})
     assert (config.preset, config.first_stage.method) == ("salt", "none")
     assert (config.ema.generations, config.objective.whole_weight) == (1, 2.0)
-    assert "the encoder to start from, held still, teaches" in reason
+    assert "the encoder to start from is the teacher" in adapted.reason
 
 
 @pytest.mark.parametrize("from_weights", [False, True])
 def test_the_automatic_preset_of_another_method_speaks_of_no_teacher(from_weights: bool) -> None:
-    settings, reason = choose_preset(32, 50_000, method="mae", from_weights=from_weights)
-    assert settings["preset"] == "small"
-    assert "teach" not in reason
+    choice = choose_preset(Images(side=32, number=50_000), method="mae", from_weights=from_weights)
+    assert choice.settings["preset"] == "small"
+    assert "teach" not in choice.reason
 
 
 def test_a_random_network_is_no_teacher_to_the_end() -> None:

@@ -1,4 +1,4 @@
-"""Targets of whole images: one row a sample, whatever is read in which order, and none for images that cannot be."""
+"""What a teacher says about a sample of whole images: whatever is read in which order, without those that cannot be."""
 
 from pathlib import Path
 
@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from openjepa.config import Config
 from openjepa.data.bad_files import BadFiles
-from openjepa.data.dataset import ImageDataset, spread
+from openjepa.data.dataset import ImageDataset
 from openjepa.data.loader import evaluate_batches
 from openjepa.data.sources import open_source
-from openjepa.descriptions import whole_targets
+from openjepa.descriptions import fit_whitening
 from openjepa.hub import model_of
 from openjepa.methods import IJEPA
-from openjepa.methods.whole_image import whiten
+from openjepa.methods.whole_image import whitening
 from openjepa.presets import preset
 from openjepa.probes import prepare
 
@@ -38,23 +37,20 @@ def model() -> IJEPA:
     return built.eval()
 
 
-def described(dataset: ImageDataset, teacher: IJEPA, samples: np.ndarray, batch_size: int) -> Tensor:
-    bad = BadFiles(max_fraction=1.0)
-    batches = evaluate_batches(dataset, samples, batch_size=batch_size, bad_files=bad)
-    return whole_targets(teacher, batches, len(dataset))
-
-
-def test_a_row_a_sample_and_none_for_bad_ones_and_those_left_out(dataset: ImageDataset) -> None:
-    teacher = model()
-    table = described(dataset, teacher, np.arange(12), 5)
-    assert table.shape == (12, 128)
+def test_whitening_is_fitted_to_what_the_teacher_says_of_those_that_can_be_read(
+    dataset: ImageDataset,
+) -> None:
+    student = model()
+    assert student.whole_image is not None
+    assert student.teacher is not None
+    batches = evaluate_batches(dataset, np.arange(12), batch_size=5, bad_files=BadFiles(max_fraction=1.0))
+    fit_whitening(student, batches)
     good = [index for index in range(12) if index != 2]
-    assert table[2].isnan().all()
-    assert table[good].isfinite().all()
-    assert teacher.teacher is not None
     with torch.no_grad():
-        images = prepare(dataset.evaluation_batch(good).images, teacher)
-        expected = whiten(teacher.teacher.layers(images, 4).mean(dim=2))
-    torch.testing.assert_close(table[good] @ table[good].T, expected @ expected.T, rtol=1e-3, atol=1e-2)
-    half = described(dataset, teacher, spread(12, 6), 5)
-    assert half.isfinite().all(dim=1).sum() == len(spread(12, 6)) - (2 in spread(12, 6))
+        images = prepare(dataset.evaluation_batch(good).images, student)
+        layers = student.teacher.layers(images, 4)
+        mean, basis = whitening(layers.mean(dim=2))
+        expected = (layers.mean(dim=2).flatten(1) - mean) @ basis
+        found = student.whole_image.targets(layers)
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=1e-3, atol=1e-2)
+    assert found.square().mean().item() == pytest.approx(1.0, rel=1e-3)

@@ -8,10 +8,14 @@ from torch import Tensor
 
 from openjepa.health import (
     Health,
+    Situation,
+    Untrained,
     describe,
     explained_variance,
     feature_std,
     has_plateaued,
+    judge,
+    judge_row,
     measure,
     position_gap,
     rankme,
@@ -166,3 +170,100 @@ def test_features_that_are_not_finite_are_reported_not_raised(
 )
 def test_a_plateau_is_seen(accuracies: list[float], expected: bool) -> None:
     assert has_plateaued(accuracies, num_images=1000) == expected
+
+
+GOOD = Health(9.0, 0.08, 0.3, 0.3)
+UNTRAINED = Untrained(feature_std=0.075, rankme=7.0)
+
+
+def kind(
+    health: Health, *, steps: int = 1000, ended: bool = True, pixels: bool = False, std: float = 0.075
+) -> str:
+    situation = Situation(
+        num_features=64, predicts_features=not pixels, steps=steps, ended=ended, untrained=Untrained(std, 7.0)
+    )
+    return judge(health, situation).kind
+
+
+def test_collapse_is_measured_from_the_untrained_encoder() -> None:
+    """Rendered scenes and handwriting start at a spread of 0.04 to 0.1, photographs at 0.6."""
+    faint = Health(2.4, 0.0056, 0.2, 0.1)  # spread 0.045
+    assert describe(faint, num_features=64).startswith("collapsed")  # of photographs it would be
+    assert kind(faint, std=0.0056 * 1.01) == "healthy"
+    assert kind(Health(1.3, 0.0045, -0.03, 0.0)) == "collapsed"  # learning rate 0.3 on photographs, step 41
+    assert kind(Health(1.3, 0.0045, -0.03, 0.0), steps=41, ended=False) == "collapsed"
+    assert kind(Health(1.1, 0.0005, 0.5, 0.3)) == "collapsed"
+    assert kind(Health(2.7, 0.02, 0.14, 0.011)) == "weak"  # shrinking
+
+
+def test_images_that_are_all_alike_are_called_so() -> None:
+    verdict = judge(
+        Health(1.0, 0.0, 0.0, 0.0), Situation(num_features=64, steps=6, untrained=Untrained(1e-7, 1.0))
+    )
+    assert verdict.kind == "collapsed"
+    assert "constant" in verdict.words
+    assert "images are all alike" in verdict.words
+
+
+def test_few_steps_are_too_early_to_say_and_no_collapse() -> None:
+    """`make demo` on a slow processor: 308 steps, a masked autoencoder; and its features shrink before they spread."""
+    slow = Health(3.3, 0.0101, -0.136, -0.002)
+    assert kind(slow, steps=53, std=0.013, pixels=True) == "early"
+    assert kind(slow, steps=53, std=0.013) == "early"
+    assert kind(GOOD, steps=53) == "healthy"  # what is there is there
+    situation = Situation(num_features=64, steps=53, ended=True, untrained=UNTRAINED)
+    words = judge(Health(7.0, 0.07, -0.1, 0.0), situation).words
+    assert words.startswith("too early to say after 53 steps")
+    assert words.endswith("train for longer")
+
+
+def test_the_position_gap_condemns_only_features_that_may_be_judged_by_it() -> None:
+    position = Health(3.0, 0.02, -0.1, 0.001)
+    assert kind(position) == "collapsed"
+    assert kind(position, ended=False) == "weak"
+    assert kind(position, pixels=True) == "weak"
+    assert (
+        kind(Health(2.3, 0.07, 0.2, 0.001)) == "healthy"
+    )  # strokes on white: most patches are alike in all images
+
+
+def test_an_average_that_never_moves_is_seen() -> None:
+    verdict = judge(Health(7.0, 0.075, 0.4, 0.2), Situation(num_features=64, steps=500, untrained=UNTRAINED))
+    assert verdict.kind == "weak"
+    assert verdict.words.startswith("untrained")
+
+
+def row(step: int, progress: float, **changes: float) -> dict[str, float]:
+    measures = {"rankme": 7.0, "feature_std": 0.07, "explained_variance": 0.0, "position_gap": 0.001}
+    return {
+        "step": step,
+        "progress": progress,
+        "untrained_std": 0.075,
+        "untrained_rankme": 8.0,
+        **measures,
+        **changes,
+    }
+
+
+def test_a_renewed_teacher_sets_targets_that_are_new() -> None:
+    for generations, progress, expected in (
+        (0, 0.6, "weak"),
+        (1, 0.6, "weak"),
+        (2, 0.6, "early"),
+        (2, 0.9, "weak"),
+    ):
+        verdict = judge_row(row(1000, progress), num_features=64, generations=generations)
+        assert verdict is not None
+        assert verdict.kind == expected, (generations, progress)
+    at_end = judge_row(row(1000, 1.0), num_features=64, generations=10)  # the last one is 100 steps old
+    assert at_end is not None
+    assert at_end.kind == "early"
+
+
+def test_rows_of_older_runs_and_of_other_methods_are_judged() -> None:
+    assert judge_row({"step": 3, "progress": 1.0}, num_features=64) is None
+    old = {key: value for key, value in row(500, 1.0).items() if not key.startswith("untrained")}
+    for method, expected in (("ijepa", "collapsed"), ("mae", "weak"), ("maskfeat", "weak")):
+        verdict = judge_row(old, num_features=64, method=method)
+        assert verdict is not None
+        assert verdict.kind == expected

@@ -11,14 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from make_images import encode
+from openjepa.checks import Checks
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.preprocess import Preprocess
 from openjepa.data.sources import open_source
 from openjepa.errors import CollapseError, UserError
 from openjepa.evals.run import evaluate
+from openjepa.health import feature_std, rankme
+from openjepa.masks import make_masks
 from openjepa.methods import build
 from openjepa.models.architecture import Architecture
-from openjepa.probes import KnnProbe, OnlineProbe, stop_on_collapse
+from openjepa.probes import HealthProbe, KnnProbe, OnlineProbe, prepare, stop_on_collapse
 
 HEALTHY: dict[str, Any] = {
     "step": 500, "progress": 0.5, "rankme": 9.0, "feature_std": 0.04, "explained_variance": 0.3, "position_gap": 0.5,
@@ -40,6 +43,13 @@ def ends(row: dict[str, Any]) -> bool:
 )
 def test_runs_that_go_on(changes: dict[str, float]) -> None:
     assert not ends(HEALTHY | changes)
+
+
+def test_a_masked_autoencoder_is_not_ended_by_the_position_gap() -> None:
+    row = HEALTHY | {"position_gap": -0.002, "explained_variance": -0.1, "progress": 1.0}
+    stop_on_collapse(row, num_features=128, method="mae")
+    with pytest.raises(CollapseError, match="position only"):
+        stop_on_collapse(row, num_features=128)
 
 
 def test_a_line_without_health_says_nothing() -> None:
@@ -130,3 +140,74 @@ def test_protocols_run_now_and_then_and_draw_nothing_of_the_run(tmp_path: Path) 
         OnlineProbe(data, data, protocols=["kmeans"], every_minutes=5, say=said.append)
     with pytest.raises(UserError, match=r"log\.protocols: count are about labels of their own"):
         OnlineProbe(data, data, protocols=["count"], every_minutes=5, say=said.append)
+
+
+def watched(tmp_path: Path, num: int) -> tuple[ImageDataset, Any]:
+    """Images of different brightness, and a small model."""
+    for number in range(num):
+        pixels = np.full((32, 32, 3), number, np.uint8)
+        pixels[::2, number % 32] = 255
+        (tmp_path / f"{number:03}.png").write_bytes(encode(pixels))
+    data = ImageDataset(open_source(tmp_path), image_size=(32, 32))
+    shape = Architecture((32, 32), (8, 8), 3, 16, 1, 2, 2.0, 8, 1, 2)
+    model = build("ijepa", shape, loss="mse", target_norm="layer").eval()
+    model.preprocess = Preprocess.imagenet((32, 32), 3)
+    return data, model
+
+
+def test_health_is_measured_beside_the_untrained_encoder_of_the_same_images(tmp_path: Path) -> None:
+    data, model = watched(tmp_path, 100)
+    masks = make_masks("random", grid=(4, 4), target_fraction=0.75)
+    calls: list[int] = []
+
+    def untrained(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return 2 * model.target_encoder(images)
+
+    probe = HealthProbe(data, masks, untrained=untrained)
+    row = [probe(model), probe(model)][1]
+    assert sum(calls) == 100  # once
+    features = model.target_encoder(prepare(data.evaluation_batch(np.arange(100)).images, model)).mean(dim=1)
+    assert row["feature_std"] == pytest.approx(feature_std(features), abs=1e-6)
+    assert row["untrained_std"] == row["feature_std"]  # of unit length
+    assert row["untrained_rankme"] == row["rankme"] == pytest.approx(rankme(features), abs=1e-3)
+
+
+def test_a_run_of_few_images_watches_few_and_they_are_spread_over_the_data(tmp_path: Path) -> None:
+    data, model = watched(tmp_path, 250)
+    masks = make_masks("random", grid=(4, 4), target_fraction=0.75)
+    seen: list[Tensor] = []
+
+    def untrained(images: Tensor) -> Tensor:
+        seen.append(images[:, 0, 1, 0])
+        return model.target_encoder(images)
+
+    for checks in (Checks.of_steps(300, batch_size=64), Checks.of_minutes(1e-6)):
+        seen.clear()
+        HealthProbe(data, masks, untrained=untrained, checks=checks)(model)
+        assert len(seen) == 1
+        assert 60 <= len(seen[0]) <= 64
+        levels = seen[0].sort().values
+        assert (levels[1:] - levels[:-1]).max() < 6 * (levels[-1] - levels[0]) / 250
+
+
+def test_the_watching_knn_of_a_short_run_uses_fewer_images(tmp_path: Path) -> None:
+    for name, level in (("dark", 60), ("light", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(700):
+            (tmp_path / name / f"{number}.png").write_bytes(
+                encode(np.full((32, 32, 3), level + number % 50, np.uint8))
+            )
+    data = ImageDataset(open_source(tmp_path), image_size=(32, 32))
+    _, model = watched(tmp_path, 1)
+    said: list[str] = []
+    probe = KnnProbe(
+        data,
+        data,
+        untrained=model.target_encoder,
+        say=said.append,
+        num_test=350,
+        checks=Checks.of_steps(300, batch_size=8),
+    )
+    assert probe(model) == {"knn_top1": 1.0}
+    assert said[0].startswith("k-NN     100.0% of 200 test images, from 800;")

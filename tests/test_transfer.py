@@ -1,18 +1,23 @@
 """Starting from another checkpoint: equal weights, other sizes and channels, and what cannot be taken over."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import openjepa
 from make_images import jpeg
-from openjepa.errors import CheckpointError
+from openjepa import checkpoint
+from openjepa.errors import CheckpointError, CollapseError, Preempted, UserError
 from openjepa.methods import IJEPA, build
 from openjepa.models.architecture import Architecture
 from openjepa.transfer import adapt_channels, start_from
@@ -120,6 +125,97 @@ def test_a_run_of_two_stages(photos: Path, tmp_path: Path) -> None:
     )
     openjepa.pretrain(data=photos, out=run, resume=True)  # finished: nothing is trained again
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+STAGES = [
+    "data.batch_size=4", "log.tensorboard=false", "log.every_steps=1", "model.name=vit_pico",
+    "checkpoint.every_steps=2", "first_stage.method=maskfeat", "first_stage.share=0.5",
+]  # fmt: skip
+
+
+def two_stages(data: Path, out: Path, *more: str, **options: Any) -> Path:
+    """Eight steps, four of them a first stage."""
+    return openjepa.pretrain(
+        data=data, out=out, preset="small", **{"steps": 8, "set": [*STAGES, *more], **options}
+    )
+
+
+def logged_steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@contextmanager
+def at(module: str, place: str, then: Callable[[], None]) -> Iterator[None]:
+    """Do something the first time that a run comes by a place."""
+    met: list[str] = []
+
+    def act(name: str) -> None:
+        if name == place and not met:
+            met.append(name)
+            then()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"openjepa.{module}.failpoint", act)
+        yield
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_first_stage_goes_on_with_the_same_data_and_settings_only(photos: Path, tmp_path: Path) -> None:
+    out, others = tmp_path / "run", tmp_path / "others"
+    others.mkdir()
+    for path in photos.iterdir():
+        (others / path.name).write_bytes(path.read_bytes() + b"other")
+    with at("train", "step-3", interrupt), pytest.raises(KeyboardInterrupt):
+        two_stages(photos, out)
+    with pytest.raises(CheckpointError, match=r"first-stage.*the data set changed since this checkpoint"):
+        two_stages(others, out, resume=True)
+    with pytest.raises(UserError, match=r"(?s)--override.*seed: 0 → 1"):
+        two_stages(photos, out, resume=True, seed=1)
+    with pytest.raises(UserError, match=r"(?s)--override.*budget.steps: 4 → 8"):
+        two_stages(photos, out, resume=True, steps=16)
+    with pytest.raises(UserError, match=r"(?s)start another run.*model.depth"):
+        two_stages(photos, out, "model.depth=2", resume=True)
+    assert logged_steps(out / "first-stage") == [1, 2]  # nothing was done
+    two_stages(photos, out, resume=True)
+    assert logged_steps(out / "first-stage") == logged_steps(out) == [1, 2, 3, 4]
+    changed = tmp_path / "changed"
+    with at("train", "step-3", interrupt), pytest.raises(KeyboardInterrupt):
+        two_stages(photos, changed)
+    two_stages(others, changed, "optim.lr=1e-4", resume=True, override=True, allow_data_change=True)
+    assert "lr: 0.0001" in (changed / "first-stage" / "config.yaml").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM that can be answered on Windows")
+@pytest.mark.parametrize(("module", "place"), [("train", "step-4"), ("checkpoint", "save-rename")])
+def test_a_signal_in_the_last_step_of_a_first_stage_is_answered(
+    photos: Path, tmp_path: Path, module: str, place: str
+) -> None:
+    """Before it is saved and while it is: the run stops there, and goes on with the second stage when resumed."""
+    out, settings = tmp_path / "run", ["checkpoint.every_steps=100"]
+    terminate = functools.partial(os.kill, os.getpid(), signal.SIGTERM)
+    with at(module, place, terminate), pytest.raises(Preempted, match="stopped at step 4, saved"):
+        two_stages(photos, out, *settings)
+    assert not (out / "metrics.jsonl").exists()
+    two_stages(photos, out, *settings, resume=True)
+    assert logged_steps(out) == [1, 2, 3, 4]
+
+
+def test_what_ends_a_collapsed_run_comes_after_its_last_state_was_saved(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(row: dict[str, Any], **options: Any) -> None:
+        if row["step"] == 3:
+            raise CollapseError("collapsed")
+
+    monkeypatch.setattr("openjepa.apps.stage.stop_on_collapse", stop)
+    with pytest.raises(CollapseError):
+        two_stages(photos, tmp_path / "run", "first_stage.method=none", stop_on_collapse=True)
+    saved = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
+    assert saved is not None
+    assert saved.state["step"] == 3
 
 
 @pytest.mark.slow

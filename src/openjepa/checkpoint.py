@@ -13,10 +13,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +28,7 @@ from openjepa.failpoint import failpoint
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"
+_FILES = ("config.yaml", "model.safetensors", "optimizer.safetensors", "state.json")
 # Not every system has every code.
 _DISK_FULL = [getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT") if hasattr(errno, name)]
 _log = logging.getLogger(__name__)
@@ -52,14 +55,17 @@ def save(
     config: str,
     keep: int,
 ) -> Path:
-    """Write a checkpoint and remove the oldest verified ones beyond ``keep``.
+    """Write a checkpoint and remove what is older than the ``keep`` newest verified ones.
+
+    The one just written is the newest, whatever else lies there: one of a higher step was damaged when the run went on
+    and is left alone. Damaged ones are reported and do not count.
 
     Args:
         folder: The run's `checkpoints` folder.
         step: Optimiser steps done.
         model: Tensors by name.
         optimizer: Tensors by name.
-        state: What else a resumed run needs; plain JSON values.
+        state: What else a resumed run needs; plain JSON values, ``step`` among them.
         config: The resolved configuration as YAML.
         keep: Checkpoints kept, this one included.
 
@@ -100,9 +106,20 @@ def save(
     except SafetensorError as error:  # how a failed write of tensors is reported
         shutil.rmtree(draft, ignore_errors=True)
         raise _disk_full(folder, model, optimizer) from error
-    for old in list_checkpoints(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    _retire(folder, final, keep=keep)
     return final
+
+
+def _retire(folder: Path, newest: Path, *, keep: int) -> None:
+    """Remove what is older than ``keep`` whole checkpoints, of which ``newest``, just written, is one."""
+    num_whole = 1
+    for path in list_checkpoints(folder):
+        if path.name > newest.name:
+            _is_whole(path, _stamp(path))  # reports it
+        elif path != newest and num_whole < keep:
+            num_whole += _is_whole(path, _stamp(path))
+        elif path != newest:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -139,14 +156,7 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: Missing, truncated or altered files, a newer schema, or NaN weights.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["schema"] > SCHEMA:
-            raise CheckpointError(
-                f"{path}: written by a newer OpenJEPA (schema {manifest['schema']}): upgrade"
-            )
-        for name, digest in manifest["sha256"].items():
-            if _digest(path / name) != digest:
-                raise CheckpointError(f"{path / name}: damaged: its SHA-256 is not the one in {_MANIFEST}")
+        step = _verify(path)
         model = load_file(path / "model.safetensors")
         checkpoint = Checkpoint(
             path=path,
@@ -155,12 +165,62 @@ def load(path: Path) -> Checkpoint:
             state=json.loads((path / "state.json").read_text(encoding="utf-8")),
             config=(path / "config.yaml").read_text(encoding="utf-8"),
         )
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        settings = yaml.safe_load(checkpoint.config)
+    except (OSError, ValueError, SafetensorError, yaml.YAMLError) as error:  # ValueError: no JSON, or no text
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: not a whole checkpoint: {error}") from None
+    if not isinstance(checkpoint.state, dict) or checkpoint.state.get("step") != step:
+        raise CheckpointError(f"{path}: damaged: state.json is not of step {step}, as {_MANIFEST} says")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: damaged: config.yaml holds no settings")
     broken = [name for name, tensor in model.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(f"{path}: NaN or infinite values in {', '.join(broken[:10])}")
     return checkpoint
+
+
+def _verify(path: Path) -> int:
+    """Compare a checkpoint's files with its manifest; returns the step that it says.
+
+    Raises:
+        CheckpointError: Something is missing or altered, or of a newer schema.
+        OSError, ValueError: Something cannot be read.
+    """
+    manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or not isinstance(schema := manifest.get("schema"), int):
+        raise CheckpointError(f"{path / _MANIFEST}: damaged: no schema in it")
+    if schema > SCHEMA:
+        raise CheckpointError(f"{path}: written by a newer OpenJEPA (schema {schema}): upgrade")
+    digests, step = manifest.get("sha256"), manifest.get("step")
+    if (
+        schema != SCHEMA
+        or not isinstance(step, int)
+        or not isinstance(digests, dict)
+        or set(digests) != set(_FILES)
+    ):
+        raise CheckpointError(f"{path / _MANIFEST}: damaged: not what schema {SCHEMA} has")
+    for name in _FILES:
+        if _digest(path / name) != digests[name]:
+            raise CheckpointError(f"{path / name}: damaged: its SHA-256 is not the one in {_MANIFEST}")
+    return step
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of change of a folder's files: who knows them need not hash the files again."""
+    found = ((file.name, file.stat()) for file in sorted(path.iterdir()))
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
+
+
+@lru_cache(maxsize=64)
+def _is_whole(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> bool:
+    """Whether a checkpoint verifies; hashed, and reported if not, once for each stamp in the life of a process."""
+    try:
+        _verify(path)
+    except (OSError, ValueError) as error:
+        _log.warning("%s: damaged, not counted among those kept: %s", path, error)
+        return False
+    return True
 
 
 def require_space(folder: Path, num_bytes: int) -> None:

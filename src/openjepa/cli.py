@@ -46,7 +46,7 @@ def _log_to_terminal() -> None:
 @app.command()
 def pretrain(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for everything that the run writes.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for everything that the run writes.")] = None,
     method: Annotated[str | None, typer.Option(help="ijepa, mae or maskfeat.")] = None,
     preset: Annotated[
         str, typer.Option(help="Settings to start from: auto, salt, small, multiblock, medium, …")
@@ -69,9 +69,12 @@ def pretrain(
     allow_data_change: Annotated[
         bool, typer.Option("--allow-data-change", help="Let it change data.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the earlier run in --out.")] = False,
     stop_on_collapse: Annotated[
         bool, typer.Option("--stop-on-collapse", help="Fail (exit 6) when features become constant.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, why, and what to expect.")
     ] = False,
 ) -> None:
     """Pretrain an encoder on unlabelled images."""
@@ -81,7 +84,7 @@ def pretrain(
         data=data, out=out, method=method, preset=preset, config=config, set=set or (), epochs=epochs, steps=steps,
         max_minutes=max_minutes, seed=seed, devices=devices, channels=channels, init_from=init_from,
         eval_train=eval_train, eval_test=eval_test, resume=resume, override=override,
-        allow_data_change=allow_data_change, overwrite=overwrite, stop_on_collapse=stop_on_collapse,
+        allow_data_change=allow_data_change, overwrite=overwrite, stop_on_collapse=stop_on_collapse, dry_run=dry_run,
     )  # fmt: skip
 
 
@@ -107,6 +110,7 @@ def evaluate(
     ] = False,
     num_heads: NumHeads = None,
     num_workers: NumWorkers = 0,
+    device: Device = "auto",
     save_head: Annotated[
         Path | None, typer.Option(help="Folder for the linear head, for `openjepa predict`.")
     ] = None,
@@ -128,13 +132,15 @@ def evaluate(
     from openjepa.apps.suite import evaluate_suite
 
     if again is not None:
-        if (checkpoint, train, test, target, protocols, suite) != (None,) * 6 or set:
-            raise UserError("--rerun takes checkpoint, data and settings from its file: give none of them")
+        if (checkpoint, train, test, target, protocols, suite) != (None,) * 6 or set or device != "auto":
+            raise UserError(
+                "--rerun takes checkpoint, data, settings and device from its file: give none of them"
+            )
         rerun(again, num_workers=num_workers, out=out)
         return
     options: dict[str, Any] = {
         "encoder": encoder, "baselines": baselines, "set": set or (), "num_heads": num_heads,
-        "num_workers": num_workers, "out": out,
+        "num_workers": num_workers, "device": device, "out": out,
     }  # fmt: skip
     if suite is not None:
         if (train, test, target, protocols, save_head) != (None,) * 5:
@@ -161,7 +167,7 @@ def predict(
     num_heads: NumHeads = None,
     num_workers: NumWorkers = 0,
     max_bad_fraction: MaxBadFraction = 0.01,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of predictions.")] = False,
 ) -> None:
     """Classify images by a head that `openjepa evaluate` fitted."""
     from openjepa.apps.predict import predict as run
@@ -194,7 +200,7 @@ def embed(
     num_heads: NumHeads = None,
     num_workers: NumWorkers = 0,
     max_bad_fraction: MaxBadFraction = 0.01,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of embeddings.")] = False,
 ) -> None:
     """Write one vector an image to a parquet file; run again after a kill, it goes on."""
     from openjepa.apps.embed import embed as run
@@ -244,7 +250,7 @@ def export(
         Path | None, typer.Option(help="With hf: a head that openjepa evaluate --save-head wrote.")
     ] = None,
     num_heads: NumHeads = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the earlier export.")] = False,
 ) -> None:
     """Write the encoder for transformers, timm, ONNX or the authors' code."""
     from openjepa.apps.export import export as run
@@ -270,17 +276,27 @@ app.add_typer(bench, name="bench")
 
 @bench.command("step")
 def bench_step(
+    data: Annotated[
+        str | None, typer.Argument(help="Images: the step that `openjepa pretrain DATA` makes, part by part.")
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="Your clone of facebookresearch/ijepa.")] = None,
     case: Annotated[list[str] | None, typer.Option(help="tiny, small or base; may be repeated.")] = None,
-    repeats: Annotated[int, typer.Option(help="Steps of each side, after one to warm up.")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps of each side, after those to warm up.")] = 7,
     threads: Annotated[int | None, typer.Option(help="Threads of each side.")] = None,
     batch: Annotated[int | None, typer.Option(help="Another batch size.")] = None,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="All sides in bfloat16 autocast.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also say where the time goes.")] = False,
 ) -> None:
-    """The training step, side by side with the authors' code."""
+    """The training step: side by side with the authors' code, or on your images part by part."""
+    from openjepa.bench.parts import bench_parts
     from openjepa.bench.step import bench_step as run
 
+    if data is not None:
+        if reference or case or batch or bfloat16 or profile:
+            raise UserError("bench step DATA times what `openjepa pretrain DATA` does: give no --reference, --case, "
+                            "--batch, --bfloat16 or --profile, or leave out DATA")  # fmt: skip
+        bench_parts(data, repeats=repeats, threads=threads, say=typer.echo)
+        return
     given = {"cases": case} if case else {}
     run(
         reference=reference, repeats=repeats, threads=threads, batch=batch, bfloat16=bfloat16, profile=profile,

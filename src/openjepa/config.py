@@ -50,7 +50,8 @@ class DataConfig(Section):
     min_side: int = Field(2, ge=1)
     """Images with a shorter side, in pixels, are skipped and counted."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    """The run stops when more than this fraction of the images is unreadable (looked at after 100 images)."""
+    """The run stops once it is certain that more than this fraction of the images is unreadable (and not before 100
+    images were read)."""
 
     @field_validator("image_size", mode="before")
     @classmethod
@@ -116,6 +117,9 @@ class ObjectiveConfig(Section):
     whole_weight: float = Field(0.0, ge=0)
     """Of the whole image as one more target, whitened, beside the hidden patches, which have 1 (method ijepa). For
     teachers that are held still: `ema.generations`."""
+    target_reuse: int = Field(1, ge=1)
+    """Steps that each crop and its targets serve, with other masks each time (method ijepa, with a frozen teacher:
+    `ema.generations`). Asking the teacher once for several steps makes a step about twice as fast (docs/log.md)."""
     target_norm: Literal["none", "layer", "centred", "double_centred"] = "layer"
     """none (paper); layer: one more LayerNorm, without parameters (authors' code); centred: before that
     LayerNorm, what all images (of a process and part of a batch) share at a position is taken away; double_centred:
@@ -222,8 +226,9 @@ class LogConfig(Section):
 
     every_steps: int = Field(20, ge=1)
     """Steps between lines of metrics.jsonl."""
-    health_every_steps: int = Field(500, ge=1)
-    """Steps between health checks."""
+    health_every_steps: int | None = Field(None, ge=1)
+    """Steps between health checks; null: at equal parts of the run, ten or more, and once soon after its start
+    (docs/method.md)."""
     protocols: tuple[str, ...] = ()
     """Of `openjepa evaluate` on frozen features, done with --eval-train and --eval-test while the run trains ..."""
     protocols_every_minutes: float = Field(10.0, gt=0)
@@ -253,6 +258,8 @@ class Config(Section):
     of gradients instead of pixels."""
     init_from: str | None = None
     """Checkpoint whose weights the run starts with, and whose encoder it has (`--init-from`)."""
+    plan: str = ""
+    """What `--preset auto` chose, why, and what it expected."""
     seed: int = 0
     """Seed of the weights, the order of samples, crops and masks."""
     data: DataConfig = DataConfig()
@@ -324,6 +331,12 @@ class Config(Section):
             raise ValueError(
                 "ema.generations: 1 holds the encoder that the run begins with as its teacher, which here would be a "
                 "random network: set first_stage.method=mae, give --init-from, or set ema.generations=0"
+            )
+        if self.objective.target_reuse > 1 and (self.method != "ijepa" or not self.ema.generations):
+            raise ValueError(
+                f"objective.target_reuse: {self.objective.target_reuse} uses answers of a frozen teacher again, and "
+                f"method {self.method} with ema.generations={self.ema.generations} has none: set "
+                "objective.target_reuse=1"
             )
         parts = self.optim.accumulate * self.runtime.devices
         for key, value, instead in (

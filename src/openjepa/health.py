@@ -11,8 +11,9 @@ Shapes: B images, N patches, D width, C context blocks, M target blocks, Nt patc
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,16 +22,28 @@ from torch.nn import functional as F
 _RANKME_EPS = 1e-7  # of RankMe's paper
 _ROUNDING = 1e-10  # relative variance that float32 targets have by rounding alone
 
-# Thresholds of `describe`. Measured on CIFAR-10 with small ViTs, spread = feature_std · √D: untrained 0.6, healthy
-# runs 0.4 to 0.8, a run without stop-gradient under 0.01 (RankMe 1.1) within 100 steps.
+# Thresholds of `judge`; spread = feature_std · √D. Measured with small ViTs: untrained encoders have 0.6 on photographs
+# and 0.1 on rendered scenes; docs/log.md has the runs that these were chosen on, and those that they were tried on.
 COLLAPSED_SPREAD = 0.05
-"""Of feature_std · √D; below it under 0.25 % of a feature's squared length differs between images."""
+"""Where nothing is known of the untrained encoder: below it under 0.25 % of a feature's squared length differs."""
+COLLAPSED_SHARE = 0.15
+"""Of the untrained encoder's spread on the same images; below it, where nothing is predicted, they have collapsed."""
+CONSTANT_SHARE = 0.02
+"""Of the same; below it they have, whatever is predicted."""
+SHRUNK_SHARE = 0.35
+"""Of the same; below it features lose what tells images apart. Healthy runs had 0.46 to 2.0."""
+ALIKE_SPREAD = 1e-3
+"""Of the untrained encoder; below it the images hardly differ, and no training can tell them apart."""
 POSITION_GAP_FLOOR = 0.01
 """Below it a prediction is as near to any other image's target as to its own. Untrained 0.001, healthy 0.1 to 0.6."""
+POSITION_SHARE = 0.5
+"""Of the untrained encoder's spread; above it pooled features differ too much to encode the position only."""
 EXPLAINED_VARIANCE_FLOOR = 0.02
 """Below it the predictor is no better than the mean of each position, within the noise of a small probe batch."""
 LOW_RANK = 2.0
 """RankMe below it: beside their common mean, features vary along one direction at most."""
+EARLY_STEPS = 200
+"""Before so many steps towards the same kind of targets, a predictor that knows little means little."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,47 @@ class Health:
     """Share of the targets' variance over images that is predicted: 1 perfect, 0 or less only the mean."""
     position_gap: float
     """How much nearer, in cosine, a prediction is to its own target than to other images' at its position."""
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """What the same encoder says about the same images at random initialisation; a judgement begins there."""
+
+    feature_std: float
+    """As `Health.feature_std`: 0.6/√D on photographs, a tenth of it on images of low contrast."""
+    rankme: float
+    """As `Health.rankme`."""
+
+    @staticmethod
+    def of(features: Tensor) -> "Untrained":
+        """Measured on pooled features (B, D)."""
+        return Untrained(feature_std(features), rankme(features))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What a judgement has to know of the run beside the measures."""
+
+    num_features: int
+    """The width D of the features."""
+    predicts_features: bool = True
+    """False where pixels or histograms are predicted: the position gap then says nothing of the features."""
+    steps: int | None = None
+    """Steps since the start, or since the teacher was renewed: a predictor has to learn new targets first. None where
+    that is not known, and taken for many."""
+    ended: bool = False
+    """Whether the run is over."""
+    untrained: Untrained | None = None
+    """The untrained encoder's features; None where they are not known."""
+
+
+class Verdict(NamedTuple):
+    """What was found."""
+
+    kind: Literal["healthy", "early", "weak", "collapsed"]
+    """early: too few steps to say; weak: not good, or not good yet; collapsed: more training is of no use."""
+    words: str
+    """The same as one line."""
 
 
 @torch.no_grad()
@@ -156,15 +210,6 @@ def _gather(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens[torch.arange(len(tokens), device=tokens.device)[:, None, None], index]
 
 
-def has_collapsed(health: Health, *, num_features: int, ended: bool) -> bool:
-    """Whether a run has failed: NaN or constant features at any time, or at its end only the position in them."""
-    if not all(map(math.isfinite, astuple(health))):
-        return True
-    if ended and health.position_gap < POSITION_GAP_FLOOR:
-        return True
-    return health.feature_std * math.sqrt(num_features) < COLLAPSED_SPREAD
-
-
 def has_plateaued(accuracies: Sequence[float], *, num_images: int) -> bool:
     """Whether the later half of at least six measured accuracies is no better than the earlier half.
 
@@ -181,33 +226,118 @@ def has_plateaued(accuracies: Sequence[float], *, num_images: int) -> bool:
     return after <= before + math.sqrt(before * (1 - before) / num_images)
 
 
-def describe(health: Health, *, num_features: int) -> str:
-    """One line that says what the numbers mean and, where something is wrong, what to try.
+def judge(health: Health, situation: Situation) -> Verdict:
+    """What the measures mean: one line in plain words and, where something is wrong, what to try.
 
-    Args:
-        health: The measures.
-        num_features: The width D of the features.
+    Features that are not numbers, or that hardly differ between images, are a collapse at any time. Whatever a
+    predictor has not learned yet is one only at the end of a run that had steps enough, and only where the method and
+    the images allow that judgement.
     """
-    spread = health.feature_std * math.sqrt(num_features)
+    steps, untrained = situation.steps, situation.untrained
+    root = math.sqrt(situation.num_features)
+    spread, start = health.feature_std * root, None if untrained is None else untrained.feature_std * root
     explained = f"{max(0.0, health.explained_variance):.0%} of what differs between images is predicted"
-    rank = f"rank {health.rankme:.0f} of {num_features}"
+    rank = f"rank {health.rankme:.0f} of {situation.num_features}"
     if not all(map(math.isfinite, astuple(health))):
-        return "broken: features or predictions are NaN or infinite; lower optim.lr"
-    if spread < COLLAPSED_SPREAD:
-        return (
-            f"collapsed: features are constant (spread {spread:.3f} of 1, {rank}); "
-            "lower optim.lr or raise ema.start"
+        return Verdict("collapsed", "broken: features or predictions are NaN or infinite; lower optim.lr")
+    if start is not None and max(start, spread) < ALIKE_SPREAD:
+        return Verdict(
+            "collapsed",
+            f"collapsed: features are constant (spread {spread:.4f}), and so are an untrained encoder's: the images "
+            "are all alike; look at them with openjepa scan",
         )
-    if health.position_gap < POSITION_GAP_FLOOR:
-        return (
+    if _is_constant(health, spread=spread, start=start):
+        before = "of 1" if start is None else f"where an untrained encoder's is {start:.3f}"
+        return Verdict(
+            "collapsed",
+            f"collapsed: features are constant (spread {spread:.3f} {before}, {rank}); lower optim.lr or raise "
+            "ema.start",
+        )
+    verdict = _judge_predictor(health, situation, explained=explained, rank=rank)
+    if verdict.kind == "healthy" or steps is None or steps >= EARLY_STEPS:
+        return verdict
+    return Verdict(
+        "early",
+        f"too early to say after {steps:,} steps towards these targets: features differ between images "
+        f"({rank}; {explained})" + "; train for longer" * situation.ended,
+    )
+
+
+def _is_constant(health: Health, *, spread: float, start: float | None) -> bool:
+    """Whether images hardly differ in their features any more, by the spread now and that of the untrained encoder."""
+    if start is None:
+        return spread < COLLAPSED_SPREAD
+    nothing = health.explained_variance < EXPLAINED_VARIANCE_FLOOR
+    return spread < (COLLAPSED_SHARE if nothing else CONSTANT_SHARE) * start
+
+
+def _judge_predictor(health: Health, situation: Situation, *, explained: str, rank: str) -> Verdict:
+    """The same where features differ between images, as if there had been steps enough to learn from."""
+    untrained = situation.untrained
+    if untrained is not None and (health.feature_std, health.rankme) == astuple(untrained):
+        return Verdict(
+            "weak",
+            "untrained: features are exactly those of the encoder before training, which the moving average never "
+            "leaves; lower ema.start and ema.end",
+        )
+    share = None if untrained is None else health.feature_std / max(untrained.feature_std, 1e-9)
+    fits_any = situation.predicts_features and health.position_gap < POSITION_GAP_FLOOR
+    if fits_any and (share is None or share < POSITION_SHARE):
+        return Verdict(
+            "collapsed" if situation.ended else "weak",
             f"features encode position only: predictions fit any image as well (gap {health.position_gap:.3f}); "
-            "normal at the very start, else try objective.target_norm=double_centred or a lower optim.lr"
+            "normal at the very start, else try objective.target_norm=double_centred or a lower optim.lr",
+        )
+    if share is not None and share < SHRUNK_SHARE:
+        return Verdict(
+            "weak",
+            f"shrinking: features differ between images {share:.0%} as much as an untrained encoder's ({rank}; "
+            f"{explained}); lower optim.lr or raise ema.start",
         )
     if health.explained_variance < EXPLAINED_VARIANCE_FLOOR:
-        return (
+        return Verdict(
+            "weak",
             f"predictor knows only the mean of each position ({explained}); normal early on, "
-            "else raise optim.lr or make the context larger"
+            "else raise optim.lr or make the context larger",
         )
     if health.rankme < LOW_RANK:
-        return f"low rank: one direction holds nearly everything ({rank}; {explained}); lower optim.lr"
-    return f"healthy: {explained}, {rank}"
+        return Verdict(
+            "weak", f"low rank: one direction holds nearly everything ({rank}; {explained}); lower optim.lr"
+        )
+    return Verdict("healthy", f"healthy: {explained}, {rank}")
+
+
+def judge_row(
+    row: Mapping[str, Any], *, num_features: int, method: str = "ijepa", generations: int = 0
+) -> Verdict | None:
+    """What a line of metrics.jsonl means; None for a line without a health check.
+
+    Args:
+        row: The line; those of older runs know nothing of the untrained encoder.
+        num_features: The width D of the features.
+        method: The run's; only I-JEPA predicts features.
+        generations: Of the run's teachers, ``ema.generations``: the targets are new where the teacher is.
+    """
+    names = Health.__dataclass_fields__
+    if not names.keys() <= row.keys():
+        return None
+    progress, steps = row["progress"], row["step"]
+    if generations:
+        begun = min(int(progress * generations), generations - 1) / generations
+        steps = round(steps * (progress - begun) / progress)
+    untrained = None
+    if "untrained_std" in row:
+        untrained = Untrained(row["untrained_std"], row["untrained_rankme"])
+    situation = Situation(
+        num_features=num_features,
+        predicts_features=method == "ijepa",
+        steps=steps,
+        ended=progress >= 1,
+        untrained=untrained,
+    )
+    return judge(Health(**{name: row[name] for name in names}), situation)
+
+
+def describe(health: Health, *, num_features: int) -> str:
+    """The words of `judge` where nothing is known but the measures and the width D of the features."""
+    return judge(health, Situation(num_features=num_features)).words

@@ -6,6 +6,7 @@ Chosen by name, or by the size of the images:
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -38,14 +39,36 @@ def salt() -> Settings:
     Of hidden patches and, with more weight, of the whole image. The student begins as a copy of it. A static teacher
     for latent prediction: SALT (arXiv 2509.24317).
     """
-    return _derive(
+    return derive(
         small(),
         {
             "first_stage": {"method": "mae", "share": 0.25},
             "ema": {"generations": 1},
-            "objective": {"whole_weight": 2.0},
+            "objective": {"whole_weight": 2.0, "target_reuse": 4},
         },
     )
+
+
+def paced(steps: float) -> Settings:
+    """What `salt` changes with the length of its second stage: short runs want faster everything (docs/log.md).
+
+    The learning rate falls from 3e-3 at some hundred steps to 1.5e-3 at five thousand, and the moving average reaches
+    back over a fifth of the run: with a fixed one of a thousand steps, four hundred end where they began.
+
+    Args:
+        steps: Optimiser steps of the stage, above 0.
+    """
+    lr = min(3e-3, max(1.5e-3, 1.5e-3 * (5000 / steps) ** 0.27))
+    horizon = min(1000.0, max(20.0, steps / 5))  # steps that the average reaches back over, at the end
+    return {
+        "optim": {"lr": float(f"{lr:.2g}")},
+        "ema": {"start": _momentum(max(10.0, horizon / 10)), "end": _momentum(horizon)},
+        "first_stage": {"lr": 2e-3},
+    }
+
+
+def _momentum(horizon: float) -> float:
+    return round(1 - 1 / horizon, 5)
 
 
 def multiblock() -> Settings:
@@ -56,7 +79,7 @@ def multiblock() -> Settings:
 
 def medium() -> Settings:
     """Images of about 80 to 160 px: ViT 192 wide, 6 deep, 12 × 12 patches of 8 px."""
-    return _derive(
+    return derive(
         small(),
         {"data": {"image_size": 96}, "model": {"name": "vit_micro", "patch_size": 8}, "optim": {"lr": 1e-3}},
     )
@@ -64,7 +87,7 @@ def medium() -> Settings:
 
 def standard() -> Settings:
     """Photographs at 224 px: ViT-S/16 with a predictor 192 wide and 6 deep, for a GPU."""
-    return _derive(
+    return derive(
         multiblock(),
         {
             "data": {"image_size": 224, "batch_size": 256, "num_workers": 2},
@@ -141,69 +164,93 @@ def with_method(settings: Mapping[str, Any], method: str) -> Settings:
             "target_norm": "layer" if method == "mae" else "none",
             "pixel_share": 0.0,
             "whole_weight": 0.0,
+            "target_reuse": 1,
         },
         "optim": {"betas": (0.9, 0.95), "lr": lr, "muon_ratio": 1.0},
         "ema": {"generations": 0},
     }
     masks = {"name": "random", "target_fraction": 0.75}
-    return {**_derive(settings, changes), "masks": masks, "first_stage": {}}
+    return {**derive(settings, changes), "masks": masks, "first_stage": {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What a choice of settings depends on, of the data."""
+
+    side: int
+    """Typical shorter side in pixels."""
+    number: int
+    """How many there are."""
+    channels: int = 3
+    """Of each."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings, and why."""
+
+    settings: Settings
+    reason: str
+
+
+ENOUGH_STEPS = {8: 0, 12: 4000, 16: 12000}
+"""Patches across an image -> optimiser steps of the whole run from which so many are worth their price. At a few
+hundred steps 8 × 8 of 4 px, which is 32 px, win on photographs of 100 to 224 px (docs/log.md)."""
+
+
+def candidates(side: int, patch: int = 4) -> list[int]:
+    """Image sizes in pixels that images of this shorter side are offered without a GPU, the cheapest first."""
+    if side < 14 * patch:
+        return [max(7, side // patch) * patch]  # 7 × 7 patches are the fewest that the masks suit
+    return [grid * patch for grid in ENOUGH_STEPS if grid * patch <= side]
 
 
 def choose_preset(
-    side: int,
-    num_images: int,
-    *,
-    method: str = "ijepa",
-    channels: int = 3,
-    accelerated: bool = False,
+    images: Images, *, size: int | None = None, patch: int = 4, method: str = "ijepa", accelerated: bool = False,
     from_weights: bool = False,
-) -> tuple[Settings, str]:
-    """Settings for data and a machine, and the reasons in words.
+) -> Choice:  # fmt: skip
+    """Settings for data, and the reasons in words.
 
     Args:
-        side: Typical shorter side of the images, in pixels.
-        num_images: How many there are.
+        images: What they are like.
+        size: Image size in pixels that machine and budget afford (`openjepa.apps.plan`); by default the cheapest.
+        patch: Patch size in pixels.
         method: What is to be trained.
-        channels: Of the images.
-        accelerated: Whether there is a GPU.
+        accelerated: Whether there is a GPU, which photographs then make use of.
         from_weights: Whether the run starts from an encoder that knows something (`--init-from`).
     """
-    reasons = [f"{num_images:,} images, shorter side about {side} px"]
-    if side < 80:
-        patch = 4 if side < 56 else 8
-        # 7 × 7 patches are the fewest that the masks suit.
-        name, size = "salt" if method == "ijepa" else "small", max(28, patch * (side // patch))
+    side = images.side
+    reasons = [f"{images.number:,} images, shorter side about {side} px"]
+    if accelerated and side >= 80:
+        name, size, patch = ("medium", 8 * (side // 8), 8) if side < 160 else ("standard", 224, 16)
+    else:
+        name = "salt" if method == "ijepa" else "small"
+        size = size or candidates(side, patch)[0]
         if name == "salt":
             reasons.append(
-                "the encoder to start from, held still, teaches"
+                "the encoder to start from is the teacher"
                 if from_weights
                 else "a masked autoencoder of the first quarter teaches the rest"
             )
-    elif side < 160:
-        name, size, patch = "medium", 8 * (side // 8), 8
-    elif not accelerated:
-        name, size, patch = "medium", 96, 8
-        reasons.append("no GPU, which `standard` (ViT-S/16 at 224 px) is for")
-    else:
-        name, size, patch = "standard", 224, 16
     chosen = preset(name)
-    batch_size = min(chosen["data"]["batch_size"], 1 << (num_images.bit_length() - 1))
+    batch_size = min(chosen["data"]["batch_size"], 1 << (images.number.bit_length() - 1))
     fitted: Settings = {
         "data": {"image_size": size, "batch_size": batch_size},
         "model": {"patch_size": patch},
     }
     if name == "salt" and from_weights:
         fitted["first_stage"] = {"method": "none"}
-    if channels != 3:
-        fitted["data"] |= {"channels": channels, "normalize": "auto"}
-        reasons.append(f"{channels} channel{'s' * (channels > 1)}, normalised by their own mean and spread")
-    model = f"{size // patch} × {size // patch} patches of {patch} px"
-    return _derive(chosen, fitted), f"{name}, {model}, batch {batch_size}: {'; '.join(reasons)}"
+    if images.channels != 3:
+        fitted["data"] |= {"channels": images.channels, "normalize": "auto"}
+        plural = "s" * (images.channels > 1)
+        reasons.append(f"{images.channels} channel{plural}, normalised by their own mean and spread")
+    grid = f"{size // patch} × {size // patch} patches of {patch} px"
+    return Choice(derive(chosen, fitted), f"{name}, {grid}, batch {batch_size}: {'; '.join(reasons)}")
 
 
-def _derive(parent: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
+def derive(parent: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
     """The parent's settings with some changed, section by section."""
     child = dict(parent)
     for key, value in changes.items():
-        child[key] = _derive(child.get(key, {}), value) if isinstance(value, Mapping) else value
+        child[key] = derive(child.get(key, {}), value) if isinstance(value, Mapping) else value
     return child

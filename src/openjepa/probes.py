@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openjepa.data.dataset import ImageDataset, spread
+from openjepa.checks import HEALTH_SHARE, KNN_SHARE, Checks
+from openjepa.data.dataset import Batch, ImageDataset, spread
 from openjepa.data.preprocess import normalise
 from openjepa.errors import CollapseError, DataError, UserError
 from openjepa.evals.features import Encoder
@@ -21,21 +22,23 @@ from openjepa.evals.knn import knn
 from openjepa.evals.protocols import NUM_LAYERS, OWN_LABELS
 from openjepa.evals.result import figures
 from openjepa.evals.run import check, evaluate
-from openjepa.health import Health, describe, has_collapsed, has_plateaued, measure
+from openjepa.health import Health, Untrained, has_plateaued, judge_row, measure
 from openjepa.masks import Masks, MaskSampler
 from openjepa.methods import Method
 
 _CHUNK = 64  # images encoded at a time
+_KNN_LEAST = 1000  # labelled images, voters and tested ones together
 
 
 class HealthProbe:
-    """Health on a fixed batch, and what it means in words.
+    """Health of the features on a fixed batch, beside that of the same encoder untrained.
 
     Args:
         dataset: The training images; evenly spaced ones are watched.
         sampler: The run's masks; those of step 0 are used.
-        say: Called with the line in words.
-        num_images: Images watched.
+        untrained: The same encoder at random initialisation; measured once, on the same images.
+        checks: When the run is checked, from which follows how many images are watched; None for all of ``num_images``.
+        num_images: Most images watched.
     """
 
     def __init__(
@@ -43,48 +46,74 @@ class HealthProbe:
         dataset: ImageDataset,
         sampler: MaskSampler,
         *,
-        say: Callable[[str], None],
+        untrained: Encoder,
+        checks: Checks | None = None,
         num_images: int = 512,
     ) -> None:
         batch = dataset.evaluation_batch(spread(len(dataset), num_images))
-        self._images, self._say = batch.images, say
-        self._masks = sampler(seed=0, step=0, epochs=batch.epochs, samples=batch.samples)
+        masks = sampler(seed=0, step=0, epochs=batch.epochs, samples=batch.samples)
+        num = -(-len(batch.images) // _CHUNK)
+        # Each chunk is evenly spaced over the data, so that the first few stand for all of it.
+        self._chunks = [
+            (batch.images[i::num], Masks(masks.context[i::num], masks.target[i::num])) for i in range(num)
+        ]
+        self._checks = checks
+        self._untrained: Encoder | Untrained = untrained  # then what was measured of it
 
     @torch.no_grad()
     def __call__(self, model: Method) -> dict[str, float]:
-        """Measure and report."""
-        features, predictions, targets = [], [], []
-        index = (self._masks.context.split(_CHUNK), self._masks.target.split(_CHUNK))
-        for images, context, target in zip(self._images.split(_CHUNK), *index, strict=True):
-            inputs = prepare(images, model)
-            features.append(model.target_encoder(inputs).float().mean(dim=1).cpu())
-            targets.append(model.encode_targets(inputs).float().cpu())
-            predictions.append(
-                model(inputs, Masks(context, target).to(inputs.device)).predictions.float().cpu()
-            )
+        """The measures of a line of metrics."""
+        seen = [_see(model, *self._chunks[0])]
+        if not isinstance(self._untrained, Untrained):
+            self._chunks = self._chunks[: self._num_chunks(model)]
+            encode = self._untrained
+            pooled = [encode(prepare(images, model)).float().mean(dim=1).cpu() for images, _ in self._chunks]
+            self._untrained = Untrained.of(torch.cat(pooled))
+        seen += [_see(model, *chunk) for chunk in self._chunks[1:]]
+        features, targets, predictions = (torch.cat(part) for part in zip(*seen, strict=True))
         health = measure(
-            torch.cat(features),
-            predictions=torch.cat(predictions),
-            full_targets=torch.cat(targets),
-            target_index=self._masks.target,
+            features,
+            predictions=predictions,
+            full_targets=targets,
+            target_index=torch.cat([masks.target for _, masks in self._chunks]),
         )
-        self._say(f"health   {describe(health, num_features=features[0].shape[1])}")
-        return _rounded(health)
+        return _rounded(health, self._untrained)
+
+    def _num_chunks(self, model: Method) -> int:
+        """How many chunks a check may watch; timed on one of them where the run ends by the clock."""
+        if self._checks is None:
+            return len(self._chunks)
+        seconds = 0.0
+        if self._checks.seconds is not None:
+            began = time.perf_counter()
+            _see(model, *self._chunks[0])
+            seconds = (time.perf_counter() - began) / len(self._chunks[0][0])
+        most = _CHUNK * len(self._chunks)
+        return (
+            self._checks.num_images(share=HEALTH_SHARE, least=_CHUNK, most=most, seconds_each=seconds)
+            // _CHUNK
+        )
 
 
-def stop_on_collapse(row: dict[str, Any], *, num_features: int) -> None:
-    """End a run that has collapsed by a line of its metrics; lines without health pass.
+def _see(model: Method, images: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor]:
+    """Pooled features (B, D), targets of all patches (B, N, K) and predictions (B, C, M, Nt, K), on the CPU."""
+    inputs = prepare(images, model)
+    out = model(inputs, masks.to(inputs.device))
+    features = model.target_encoder(inputs).float().mean(dim=1)
+    return features.cpu(), out.full_targets.float().cpu(), out.predictions.float().cpu()
+
+
+def stop_on_collapse(
+    row: dict[str, Any], *, num_features: int, method: str = "ijepa", generations: int = 0
+) -> None:
+    """End a run that has collapsed by a line of its metrics; lines without health pass. Arguments as `judge_row`'s.
 
     Raises:
         CollapseError: What was measured, and what to try.
     """
-    names = Health.__dataclass_fields__
-    if not names.keys() <= row.keys():
-        return
-    health = Health(**{name: row[name] for name in names})
-    if has_collapsed(health, num_features=num_features, ended=row["progress"] >= 1):
-        words = describe(health, num_features=num_features)
-        raise CollapseError(f"stopped at step {row['step']:,}: {words}")
+    verdict = judge_row(row, num_features=num_features, method=method, generations=generations)
+    if verdict is not None and verdict.kind == "collapsed":
+        raise CollapseError(f"stopped at step {row['step']:,}: {verdict.words}")
 
 
 class KnnProbe:
@@ -95,8 +124,9 @@ class KnnProbe:
         test: Labelled images that are classified.
         untrained: The same encoder at random initialisation, to compare with.
         say: Called with the accuracy in words.
-        num_train: Images of ``train`` used.
-        num_test: Images of ``test`` used.
+        num_train: Images of ``train`` used, at most.
+        num_test: Images of ``test`` used, at most.
+        checks: When the run is checked: a short run has fewer images, so that this takes a tenth of its time.
 
     Raises:
         DataError: One of the two has no labels.
@@ -111,6 +141,7 @@ class KnnProbe:
         say: Callable[[str], None],
         num_train: int = 4000,
         num_test: int = 1000,
+        checks: Checks | None = None,
     ) -> None:
         for option, dataset in (("--eval-train", train), ("--eval-test", test)):
             if dataset.labels is None:
@@ -119,6 +150,7 @@ class KnnProbe:
                 )
         self._train = train.evaluation_batch(spread(len(train), num_train))
         self._test = test.evaluation_batch(spread(len(test), num_test))
+        self._checks = checks
         self._untrained: Encoder | float = untrained  # then its accuracy
         self._found: list[float] = []
         self._say = say
@@ -127,6 +159,7 @@ class KnnProbe:
     def __call__(self, model: Method) -> dict[str, float]:
         """Embed and classify."""
         if not isinstance(self._untrained, float):
+            self._keep_affordable(model)
             self._untrained = self._accuracy(self._untrained, model)
         top1 = self._accuracy(model.target_encoder, model)
         self._found.append(top1)
@@ -136,6 +169,21 @@ class KnnProbe:
             words += "; more training at this learning rate no longer helps"
         self._say(words)
         return {"knn_top1": top1}
+
+    def _keep_affordable(self, model: Method) -> None:
+        """Leave out images that a short run has no time for."""
+        if self._checks is None:
+            return
+        seconds = 0.0
+        if self._checks.seconds is not None:
+            began, sample = time.perf_counter(), self._test.images[:_CHUNK]
+            model.target_encoder(prepare(sample, model))
+            seconds = (time.perf_counter() - began) / len(sample)
+        num_train, num_test = len(self._train.images), len(self._test.images)
+        num = num_train + num_test
+        kept = self._checks.num_images(share=KNN_SHARE, least=_KNN_LEAST, most=num, seconds_each=seconds)
+        self._train = _spread_batch(self._train, round(num_train * kept / num))
+        self._test = _spread_batch(self._test, round(num_test * kept / num))
 
     def _accuracy(self, encode: Encoder, model: Method) -> float:
         bank, queries = (
@@ -149,6 +197,13 @@ class KnnProbe:
         )
         labels = [torch.from_numpy(np.asarray(part.labels)) for part in (self._train, self._test)]
         return knn(bank, labels[0], queries, labels[1]).top1
+
+
+def _spread_batch(batch: Batch, num: int) -> Batch:
+    """Evenly spaced images of a batch with their labels."""
+    kept = spread(len(batch.images), num)
+    assert batch.labels is not None
+    return Batch(batch.images[kept], batch.samples[kept], batch.epochs[kept], batch.labels[kept])
 
 
 class OnlineProbe:
@@ -222,10 +277,12 @@ def prepare(images: Tensor, model: Method) -> Tensor:
     return normalise(images.to(device), mean=model.preprocess.mean, std=model.preprocess.std)
 
 
-def _rounded(health: Health) -> dict[str, float]:
+def _rounded(health: Health, untrained: Untrained) -> dict[str, float]:
     return {
         "rankme": round(health.rankme, 3),
         "feature_std": round(health.feature_std, 6),
         "explained_variance": round(health.explained_variance, 5),
         "position_gap": round(health.position_gap, 5),
+        "untrained_rankme": round(untrained.rankme, 3),
+        "untrained_std": round(untrained.feature_std, 6),
     }

@@ -4,13 +4,14 @@ import logging
 
 from openjepa.checkpoint import Checkpoint
 from openjepa.config import Config
+from openjepa.data.sources import Source, same_data
 from openjepa.errors import CheckpointError, UserError
-from openjepa.settings import differences
+from openjepa.settings import differences, load_config
 
 _log = logging.getLogger(__name__)
 
 # A resumed run changes the first freely and can't change the second at all; the rest needs --override.
-_FREE = ("log.", "checkpoint.", "data.num_workers", "data.cache", "data.max_bad_fraction", "preset")
+_FREE = ("log.", "checkpoint.", "data.num_workers", "data.cache", "data.max_bad_fraction", "preset", "plan")
 _FIXED = (
     "method",
     "model.",
@@ -46,18 +47,32 @@ def check_changes(old: Config, new: Config, *, override: bool) -> None:
         _log.warning("resumed with a changed setting:%s", line[1:])
 
 
-def check_data(saved: Checkpoint, fingerprint: str, num_images: int, *, allow: bool) -> None:
+def with_measured(config: Config, began: Config) -> Config:
+    """Settings as they were asked for, with what a run that began with them measured: statistics and runtime.
+
+    What is asked for by a value of its own, and not left to be measured, stays.
+    """
+    tree, before = config.model_dump(mode="json"), began.model_dump(mode="json")
+    for name, value in tree["runtime"].items():
+        if value in (None, "auto"):
+            tree["runtime"][name] = before["runtime"][name]
+    if config.data.normalize == began.data.normalize == "auto":
+        tree["data"] |= {name: before["data"][name] for name in ("mean", "std")}
+    return load_config(tree)
+
+
+def check_data(saved: Checkpoint, source: Source, *, allow: bool) -> None:
     """Compare the data set of a checkpoint with the one given now.
 
     Raises:
         CheckpointError: It is another, and that was not allowed.
     """
-    before = saved.state
-    if before["data_fingerprint"] == fingerprint:
+    before, num_images = saved.state, len(source)
+    if same_data(source, before["data_fingerprint"]):
         return
     difference = f"it had {before['num_images']:,} images, now {num_images:,}"
     if before["num_images"] == num_images:
-        difference = f"as many images ({num_images:,}), but other names or sizes"
+        difference = f"as many images ({num_images:,}), but other names, sizes or content"
     if not allow:
         raise CheckpointError(
             f"{saved.path}: the data set changed since this checkpoint: {difference}. "

@@ -1,5 +1,6 @@
 """A run: everything that it is made of, how far it has come, and how that is logged, saved and restored."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,18 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from openjepa import checkpoint
+from openjepa.checks import Checks
 from openjepa.config import BudgetConfig, Config
 from openjepa.data.dataset import Batch
 from openjepa.data.loader import Loader
+from openjepa.data.preprocess import normalise
 from openjepa.masks import MaskSampler
-from openjepa.methods import Method
+from openjepa.methods import Method, Targets
+from openjepa.methods.whole_image import with_whitening
 from openjepa.optim import load_optimizer_tensors, make_optimizers, optimizer_tensors
 from openjepa.run_folder import RunFolder
 from openjepa.settings import dump_config
+from openjepa.target_buffer import TargetBuffer
 
 Probe = Callable[[Method], dict[str, float]]
 """A measurement of the model while it trains; it must not touch the run's random numbers."""
@@ -37,8 +42,9 @@ class Run:
         probes: Measurements at every health check.
         on_row: Called with every line of metrics (for progress bars).
         on_batch: Called with every batch (for counting bad files).
-        describe: What the teacher says about whole images, by sample, (N, K), for methods that were asked for it.
-        whole_targets: What it said last.
+        describe: Fits whole-image targets to the teacher where that was not done, or anew (true), for methods that
+            have them.
+        targets: The crops of each step, with their targets where these serve several steps.
         step: Optimiser steps done.
         seconds: Time spent training, over the lives of all processes.
     """
@@ -52,8 +58,8 @@ class Run:
     probes: Sequence[Probe] = ()
     on_row: Callable[[dict[str, Any]], None] = lambda row: None
     on_batch: Callable[[Batch], None] = lambda batch: None
-    describe: Callable[[], Tensor] | None = None
-    whole_targets: Tensor | None = field(init=False, default=None)
+    describe: Callable[[bool], None] | None = None
+    targets: TargetBuffer = field(init=False)
     step: int = 0
     seconds: float = 0.0
     optimizers: list[torch.optim.Optimizer] = field(init=False)
@@ -69,6 +75,14 @@ class Run:
             betas=optim.betas,
             muon_ratio=optim.muon_ratio,
             dtype=torch.bfloat16 if self.low_precision else torch.float32,
+        )
+        shape = self.method.shape
+        pixels = math.prod(shape.image_size) * shape.in_channels
+        self.targets = TargetBuffer(
+            self.loader,
+            self._ask,
+            reuse=self.config.objective.target_reuse,
+            row_bytes=pixels + 2 * math.prod(shape.grid) * shape.embed_dim,
         )
         self.start_clock()
 
@@ -114,6 +128,22 @@ class Run:
         num = self.config.ema.generations
         return min(int(self.progress() * num), num - 1)
 
+    @property
+    def checks(self) -> Checks:
+        """When the model is measured, where the settings do not say."""
+        if self.length is not None:
+            return Checks.of_steps(self.length, batch_size=self.config.data.batch_size)
+        assert self.config.own_budget.max_minutes is not None
+        return Checks.of_minutes(self.config.own_budget.max_minutes)
+
+    @property
+    def check_due(self) -> bool:
+        """Whether the model is measured after the step just done; at the end it always is."""
+        every = self.config.log.health_every_steps
+        if every is None:
+            return self.finished or self.checks.due(self.progress(ahead=-1), self.progress())
+        return self.finished or self.step % every == 0
+
     def count_step(self) -> None:
         """One more step is done; all processes agree on the time."""
         before, self.step = self.seconds, self.step + 1
@@ -122,11 +152,28 @@ class Run:
             self.seconds = self.fabric.broadcast(self.seconds)
         self._step_seconds = self.seconds - before
 
-    def describe_images(self) -> None:
-        """Let the teacher, where it is new, say what the targets of whole images are."""
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 images (B, c, H, W) as the method takes them, on its device."""
+        preprocess = self.method.preprocess
+        assert preprocess is not None
+        images = images.to(self.fabric.device, non_blocking=True)
+        return normalise(images, mean=preprocess.mean, std=preprocess.std)
+
+    def _ask(self, batch: Batch) -> Targets:
+        with self.autocast():
+            return self.method.ask(self.prepare(batch.images))
+
+    def describe_images(self, *, anew: bool = False) -> None:
+        """Fit whole-image targets to the teacher, where that was not done, or ``anew``."""
         if self.describe is not None:
             with self.autocast():
-                self.whole_targets = self.describe()
+                self.describe(anew)
+
+    def renew_teacher(self) -> None:
+        """Let the target encoder as it is now set the targets from here on."""
+        self.method.renew_teacher()
+        self.describe_images(anew=True)
+        self.targets.forget()
 
     def log(self, row: dict[str, Any], *, measure: bool) -> None:
         """Write a line of metrics, with the probes' measurements if asked for (first process only)."""
@@ -146,7 +193,7 @@ class Run:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint of this run."""
-        self.method.load_state_dict(saved.model)
+        self.method.load_state_dict(with_whitening(saved.model, like=self.method.state_dict()))
         load_optimizer_tensors(self.method, self.optimizers, saved.optimizer)
         self.step, self.seconds = saved.state["step"], saved.state["seconds"]
 

@@ -7,7 +7,6 @@ What lies in it:
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from openjepa.config import Config
 from openjepa.errors import UserError
+from openjepa.overwrite import is_run, mark, remove_run
 from openjepa.runtime import environment
 from openjepa.settings import dump_config
 
@@ -29,10 +29,11 @@ class RunFolder:
     Args:
         path: The folder; made if missing.
         resume: Go on with what is there.
-        overwrite: Remove what is there.
+        overwrite: Remove what an earlier run wrote there (`openjepa.overwrite`).
 
     Raises:
-        UserError: The folder is not empty and neither was asked for, or another process writes to it.
+        UserError: The folder is not empty and neither was asked for, holds no run that could be overwritten, or another
+            process writes to it.
     """
 
     def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -49,14 +50,15 @@ class RunFolder:
             ) from None
         content = sorted(entry for entry in self.path.iterdir() if entry.name != _LOCK)
         if overwrite:
-            for entry in content:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            remove_run(self.path)
         elif content and not resume:
             self._lock.release()
             raise UserError(
                 f"--out {self.path}: the folder is not empty ({content[0].name}, …): go on with --resume, "
                 "start afresh with --overwrite, or name another folder"
             )
+        if overwrite or not content or is_run(self.path):
+            mark(self.path, "run")
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.bad_files = self.path / "bad_files.jsonl"

@@ -18,6 +18,7 @@ import torch
 
 from openjepa.config import RuntimeConfig
 from openjepa.errors import UserError
+from openjepa.measured import remembered
 from openjepa.models.transformer import Attention, AttentionPath
 
 _BF16_TURNS = 10
@@ -69,7 +70,18 @@ def available_cores() -> int:
 def fastest_attention(
     shapes: list[tuple[int, int, int, int]], device: str, dtype: torch.dtype, *, repeats: int = 5
 ) -> AttentionPath:
-    """The attention path whose forward and backward passes over these shapes take less time (median of a few)."""
+    """The attention path whose two passes over these shapes take less time, measured once a machine."""
+    facts = {
+        "shapes": [list(shape) for shape in shapes], "device": device, "dtype": str(dtype),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    found = remembered("attention", facts, lambda: str(_measured_attention(shapes, device, dtype, repeats)))
+    return "matmul" if found == "matmul" else "fused"
+
+
+def _measured_attention(
+    shapes: list[tuple[int, int, int, int]], device: str, dtype: torch.dtype, repeats: int
+) -> AttentionPath:
     seconds: dict[AttentionPath, float] = {}
     paths: tuple[AttentionPath, AttentionPath] = ("matmul", "fused")
     for path in paths:
@@ -130,6 +142,11 @@ def bfloat16_pays(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "mps":
         return False
+    return remembered("bfloat16 pays", {}, _bfloat16_wins)
+
+
+def _bfloat16_wins() -> bool:
+    """The measurement, on the CPU."""
     seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     threads = torch.get_num_threads()
     # One thread, both in turns: whatever else is running must not decide. (Two threads wait for each other, and one
@@ -138,6 +155,6 @@ def bfloat16_pays(device: str) -> bool:
     for _ in range(_BF16_TURNS):
         for dtype in seconds:
             matrix = torch.ones(256, 256, dtype=dtype)
-            seconds[dtype] = min(seconds[dtype], shortest_seconds(lambda: matrix @ matrix, device, 10))  # noqa: B023
+            seconds[dtype] = min(seconds[dtype], shortest_seconds(lambda: matrix @ matrix, "cpu", 10))  # noqa: B023
     torch.set_num_threads(threads)
     return seconds[torch.float32] > _BF16_GAIN * seconds[torch.bfloat16]

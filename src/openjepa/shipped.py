@@ -25,7 +25,8 @@ from torch import Tensor
 from openjepa import checkpoint
 from openjepa.errors import CheckpointError
 from openjepa.evals.result import columns, rows
-from openjepa.health import Health, describe
+from openjepa.health import judge_row
+from openjepa.methods.whole_image import with_whitening
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 """Where the folders are; it may be missing."""
@@ -60,7 +61,7 @@ def unpacked(saved: checkpoint.Checkpoint, *, like: Mapping[str, Tensor]) -> dic
         saved: The checkpoint.
         like: Tensors of a new model of this architecture: the position tables are taken from it.
     """
-    state = dict(saved.model)
+    state = with_whitening(saved.model, like=like)
     if saved.state.get("packed"):
         for name, own in like.items():
             if name.endswith(_POSITIONS):
@@ -125,7 +126,13 @@ def _card(name: str, run: Path, tensors: Mapping[str, Tensor], *, terms: str, me
         raise CheckpointError(
             f"{run}: not finished ({last['progress']:.0%} of its budget): go on with --resume"
         )
-    health = Health(**{key: last[key] for key in Health.__dataclass_fields__})
+    verdict = judge_row(
+        last,
+        num_features=model["embed_dim"],
+        method=config["method"],
+        generations=config["ema"]["generations"],
+    )
+    assert verdict is not None, "the last line of a finished run has a health check"
     count = {
         part: sum(tensor.numel() for key, tensor in tensors.items() if key.startswith("predictor.") == there)
         for part, there in (("encoder", False), ("predictor", True))
@@ -156,7 +163,7 @@ Stored as float16.{note}
 {_stages(run)}
 
 On {machine}; OpenJEPA {environment["openjepa"]}, PyTorch {environment["torch"]}. All settings are in `config.yaml`.
-At the end: {describe(health, num_features=model["embed_dim"])}.
+At the end: {verdict.words}.
 
 ## Figures
 

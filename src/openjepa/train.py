@@ -22,14 +22,13 @@ from torch import Tensor, nn
 
 from openjepa import schedules
 from openjepa.config import Config
-from openjepa.data.dataset import Batch
-from openjepa.data.preprocess import normalise
-from openjepa.errors import NonFiniteError, Preempted
+from openjepa.errors import CollapseError, NonFiniteError, Preempted
 from openjepa.failpoint import failpoint
 from openjepa.masks import Masks
-from openjepa.methods import Method
+from openjepa.methods import Method, Targets
 from openjepa.run import Run
 from openjepa.stop import StopRequest
+from openjepa.target_buffer import Crops
 
 _log = logging.getLogger(__name__)
 
@@ -71,14 +70,14 @@ def hyperparameters(config: Config, *, progress: float, next_progress: float) ->
 
 
 class Part(NamedTuple):
-    """Of a global batch, what one forward pass is given."""
+    """The slice of a global batch that goes through one forward pass."""
 
     images: Tensor
     """(B, c, H, W), normalised."""
     masks: Masks
     """Of these images."""
-    whole: Tensor | None = None
-    """Targets of the whole images, (B, K), for methods that were asked for them."""
+    targets: Targets | None = None
+    """What is to be predicted, where it is known; else the method asks its teacher."""
 
 
 class Objective(nn.Module):
@@ -89,10 +88,12 @@ class Objective(nn.Module):
         self.method = method
         self.low_precision = bfloat16
 
-    def forward(self, images: Tensor, context: Tensor, target: Tensor, whole: Tensor | None = None) -> Tensor:
-        """(B, c, H, W), (B, C, Nc), (B, M, Nt), (B, K) -> scalar."""
+    def forward(
+        self, images: Tensor, context: Tensor, target: Tensor, targets: Targets | None = None
+    ) -> Tensor:
+        """(B, c, H, W), (B, C, Nc), (B, M, Nt) and what is to be predicted -> scalar."""
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.low_precision):
-            return self.method(images, Masks(context, target), whole).loss
+            return self.method(images, Masks(context, target), targets).loss
 
 
 def train_step(
@@ -126,9 +127,9 @@ def train_step(
         if group["decay"]:
             group["weight_decay"] = hyper.weight_decay
     total = torch.zeros((), device=fabric.device)
-    for number, (images, masks, whole) in enumerate(parts, start=1):
+    for number, (images, masks, targets) in enumerate(parts, start=1):
         with fabric.no_backward_sync(objective, enabled=number < len(parts)):
-            loss = objective(images, masks.context, masks.target, whole) / len(parts)
+            loss = objective(images, masks.context, masks.target, targets) / len(parts)
             fabric.backward(loss)
         total += loss.detach()
     value = float(cast(Tensor, fabric.all_reduce(total, reduce_op="mean")))
@@ -148,7 +149,8 @@ def fit(run: Run) -> None:
 
     Raises:
         NonFiniteError: The loss became NaN or infinite; the batch lies in the run's folder.
-        Preempted: Asked to stop (SIGTERM, SIGUSR1, Ctrl-C): saved first.
+        CollapseError: Who watches the metrics ends the run: saved first.
+        Preempted: Asked to stop (SIGTERM, SIGUSR1, Ctrl-C), in the last step too: saved first.
     """
     if run.progress() >= 1.0:
         return
@@ -162,10 +164,11 @@ def fit(run: Run) -> None:
     run.describe_images()
     last_save = run.seconds
     with StopRequest() as stop:
-        for batch in run.loader.iterate(run.step, (run.length or _ENDLESS) - run.step):
-            run.on_batch(batch)
+        for crops in run.targets.iterate(run.step, (run.length or _ENDLESS) - run.step):
+            if not crops.turn:
+                run.on_batch(crops.batch)
             hyper = hyperparameters(config, progress=run.progress(), next_progress=run.progress(ahead=1))
-            parts = _parts(run, batch)
+            parts = _parts(run, crops)
             try:
                 loss = train_step(
                     fabric, objective, optimizers, parts, hyper=hyper, clip_norm=config.optim.clip_norm
@@ -175,38 +178,39 @@ def fit(run: Run) -> None:
             generation = run.generation
             run.count_step()
             if run.generation > generation:
-                run.method.renew_teacher()
-                run.describe_images()
+                run.renew_teacher()
             failpoint(f"step-{run.step}")
-            if run.step % config.log.every_steps == 0 or run.finished:
+            if run.step % config.log.every_steps == 0 or run.check_due:
                 row = _row(run, loss, hyper, parts[0][1])
-                run.log(row, measure=run.step % config.log.health_every_steps == 0 or run.finished)
+                try:
+                    run.log(row, measure=run.check_due)
+                except CollapseError:
+                    run.save()
+                    raise
             due = run.seconds - last_save > config.checkpoint.every_minutes * 60
             stopping = stop.agreed(fabric)
             if run.step % config.checkpoint.every_steps == 0 or due or run.finished or stopping:
                 run.save()
                 last_save = run.seconds
+            # At the end once more: what was asked while the last step was saved, no later step would answer.
+            if stopping or (run.finished and stop.agreed(fabric)):
+                raise Preempted(f"stopped at step {run.step:,}, saved; go on with --resume")
             if run.finished:
                 return
-            if stopping:
-                raise Preempted(f"stopped at step {run.step:,}, saved; go on with --resume")
 
 
-def _parts(run: Run, batch: Batch) -> list[Part]:
+def _parts(run: Run, crops: Crops) -> list[Part]:
     """Normalised images with their masks and targets, on the device, cut for accumulation."""
-    device, preprocess = run.fabric.device, run.method.preprocess
-    assert preprocess is not None
-    masks = run.sampler(seed=run.config.seed, step=run.step, epochs=batch.epochs, samples=batch.samples).to(
-        device
+    batch, config = crops.batch, run.config
+    epochs = batch.epochs * config.objective.target_reuse + crops.turn  # each turn has masks of its own
+    masks = run.sampler(seed=config.seed, step=run.step, epochs=epochs, samples=batch.samples).to(
+        run.fabric.device
     )
-    images = normalise(batch.images.to(device, non_blocking=True), mean=preprocess.mean, std=preprocess.std)
-    size = len(images) // run.config.optim.accumulate
-    cut = zip(images.split(size), masks.context.split(size), masks.target.split(size), strict=True)
-    parts = [Part(part, Masks(context, target)) for part, context, target in cut]
-    if run.whole_targets is None:
-        return parts
-    whole = run.whole_targets[batch.samples].to(device).split(size)
-    return [part._replace(whole=targets) for part, targets in zip(parts, whole, strict=True)]
+    images = run.prepare(batch.images)
+    size = len(images) // config.optim.accumulate
+    targets = [None] * config.optim.accumulate if crops.targets is None else crops.targets.split(size)
+    cut = zip(images.split(size), masks.context.split(size), masks.target.split(size), targets, strict=True)
+    return [Part(part, Masks(context, target), asked) for part, context, target, asked in cut]
 
 
 def _row(run: Run, loss: float, hyper: Hyperparameters, masks: Masks) -> dict[str, Any]:

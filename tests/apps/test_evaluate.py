@@ -12,13 +12,16 @@ import torch
 from PIL import Image
 
 import openjepa
+from openjepa.apps.embed import frozen_encoder
 from openjepa.apps.evaluate import evaluate, rerun
 from openjepa.apps.suite import evaluate_suite, load_suite
 from openjepa.cli import main
 from openjepa.data.scenes import source as scenes
 from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.evals import on_images
+from openjepa.evals.features import Encoder
 from openjepa.evals.heads import load_head
+from openjepa.models.vit import VisionTransformer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-32-p4-before.pth.tar"
 HEADS: int = json.loads(GOLDEN.with_name("tiny-32-p4.json").read_text())["num_heads"]
@@ -83,6 +86,31 @@ def test_a_result_is_made_again_from_itself_and_only_from_the_same(data: Path, t
     out.write_text("{}")
     with pytest.raises(CheckpointError, match=r"not a result of this version"):
         rerun(out)
+
+
+def test_the_device_is_chosen_kept_and_taken_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+
+    def on_cpu(network: VisionTransformer, *, device: str, **options: Any) -> Encoder:
+        used.append(device)
+        return frozen_encoder(network, device="cpu", **options)
+
+    monkeypatch.setattr("openjepa.apps.evaluate.frozen_encoder", on_cpu)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    out = tmp_path / "result.json"
+    for device, meant in (("auto", "cuda"), ("cpu", "cpu")):
+        found = evaluate(GOLDEN, **arguments(data, protocols=["knn"], device=device, out=out))
+        rerun(out)
+        assert found["device"] == meant
+        assert set(used) == {meant}
+        used.clear()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"--device: 'cuda' is not available here; available: cpu"):
+        evaluate(GOLDEN, **arguments(data, device="cuda"))
 
 
 @pytest.mark.parametrize("protocol", ["linear", "linear_grid", "logistic"])
@@ -263,7 +291,11 @@ def test_mistakes_in_a_suite(tmp_path: Path) -> None:
     ("words", "command"),
     [
         ("Give CHECKPOINT, --train and --test", ["runs/x", "--train", "scenes"]),
-        ("--rerun takes checkpoint, data and settings from its file", ["runs/x", "--rerun", "a.json"]),
+        (
+            "--rerun takes checkpoint, data, settings and device from its file",
+            ["runs/x", "--rerun", "a.json"],
+        ),
+        ("device from its file: give none", ["--device", "cpu", "--rerun", "a.json"]),
         (
             "--suite takes data and protocols from its file",
             ["runs/x", "--suite", "s.yaml", "--protocols", "knn"],

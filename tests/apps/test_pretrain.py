@@ -117,6 +117,26 @@ def test_a_kill_anywhere_loses_nothing(photos: Path, whole: Path, tmp_path: Path
     same_run(out, whole)
 
 
+def test_health_is_checked_by_the_progress_of_a_run_and_resumes_to_the_same_rows(
+    photos: Path, tmp_path: Path
+) -> None:
+    """Off the lines of `log.every_steps`, too; what is watched does not depend on the clock."""
+    settings = [*SETTINGS, "log.health_every_steps=null", "log.every_steps=100", "data.batch_size=32",
+                "data.cache=auto", "checkpoint.every_steps=20"]  # fmt: skip
+    for name in ("whole", "killed"):
+        command = options(photos, tmp_path / name, "--steps", "80")
+        command += [part for setting in settings for part in ("--set", setting)]
+        if name == "killed":
+            assert run(command, OPENJEPA_FAILPOINT="step-53").returncode == -signal.SIGKILL
+            command.append("--resume")
+        done = run(command)
+        assert done.returncode == 0, done.stderr
+    measured = rows(tmp_path / "whole")
+    assert [row["step"] for row in measured] == [10, 40, 80]
+    assert all("rankme" in row and "untrained_std" in row for row in measured)
+    same_run(tmp_path / "whole", tmp_path / "killed")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM to another process on Windows")
 def test_sigterm_saves_and_exits_75(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

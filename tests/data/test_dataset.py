@@ -1,5 +1,6 @@
 import io
 import json
+import weakref
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +114,31 @@ def test_a_file_that_is_deleted_or_shrinks_on_the_way_is_bad(tmp_path: Path) -> 
     assert not {2, 3} & set(numbers(batch))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_few_large_images_are_held_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    held = most = 0
+
+    def let_go() -> None:
+        nonlocal held
+        held -= 1
+
+    def decode(*_: object, **__: object) -> NDArray[np.uint8]:
+        nonlocal held, most
+        pixels = np.zeros((1024, 1024, 3), np.uint8)
+        weakref.finalize(pixels, let_go)
+        held += 1
+        most = max(most, held)
+        return pixels
+
+    data = dataset(make_folder(tmp_path, num=40), cache="never")
+    monkeypatch.setattr("openjepa.data.dataset.decode", decode)
+    batch = data.batch(np.arange(40), 0, seed=0) if training else data.evaluation_batch(np.arange(40))
+    assert len(batch.images) == 40
+    assert most <= 12  # 32 MiB of images of 3 MiB, and the one that is being decoded
+
+
 def test_nothing_but_bad_images_is_an_error_that_says_why(tmp_path: Path) -> None:
     data = dataset(make_folder(tmp_path, num=6, bad=tuple(range(6))))
     with pytest.raises(DataError, match=r"none can be used: damaged or truncated \(21\)"):
@@ -200,11 +226,11 @@ def test_a_resumed_run_adds_to_its_list(tmp_path: Path) -> None:
 
 def test_too_many_bad_files_end_the_run(tmp_path: Path) -> None:
     bad = [BadFile(f"{number}.png", "empty file") for number in range(3)]
-    tracker = BadFiles(tmp_path / "bad_files.jsonl", max_fraction=0.02)
+    tracker = BadFiles(tmp_path / "bad_files.jsonl", max_fraction=0.02, num_images=100)
     tracker.add(num_good=40, bad=bad)  # many, but of few
     with pytest.raises(DataError, match=r"3 of the 100 images read are bad: empty file \(3\).* 3\.0%.*2\.0%"):
         tracker.add(num_good=57, bad=[])
-    tolerant = BadFiles(max_fraction=0.03)
+    tolerant = BadFiles(max_fraction=0.03, num_images=100)
     tolerant.add(num_good=97, bad=bad)
     with pytest.raises(DataError, match=r"data\.max_bad_fraction"):
         tolerant.add(num_good=0, bad=[BadFile("x.png", "not an image")])

@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import hashlib
 import io
 import json
 import lzma
@@ -99,17 +98,6 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     assert source.labels is None
     assert source.classes == ()
     assert source.name == str(tmp_path)
-
-
-def test_the_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
-    first = open_source(make_folder(tmp_path / "one", "a/1.jpg", "b.jpg"))
-    moved = open_source(make_folder(tmp_path / "two", "b.jpg", "a/1.jpg"))
-    assert first.fingerprint == moved.fingerprint
-    assert len(bytes.fromhex(first.fingerprint)) == hashlib.sha256().digest_size
-    renamed = open_source(make_folder(tmp_path / "three", "a/2.jpg", "b.jpg"))
-    (tmp_path / "two/b.jpg").write_bytes(b"longer than it was")
-    changed = open_source(tmp_path / "two")
-    assert len({first.fingerprint, renamed.fingerprint, changed.fingerprint}) == 3
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:

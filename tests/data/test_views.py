@@ -139,6 +139,16 @@ def test_a_view_of_the_images_own_size_is_the_image_or_its_mirror_image() -> Non
     assert (views[1] == images[1, :, ::-1].transpose(2, 0, 1)).all()
 
 
+def test_a_view_of_the_images_own_size_is_not_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("resize_one", "resize_batch"):
+        monkeypatch.setattr(f"openjepa.data.views.{name}", None)
+    images = [noise(32, 32, 3), noise(60, 50, 3)]
+    boxes, flips = np.array([[0, 0, 32, 32], [5, 8, 32, 32]]), np.array([False, True])
+    views = resize(images, boxes, flips, (32, 32))
+    assert (views[0] == images[0].transpose(2, 0, 1)).all()
+    assert (views[1] == images[1][5:37, 8:40][:, ::-1].transpose(2, 0, 1)).all()
+
+
 @pytest.mark.parametrize("interpolation", FILTERS)
 def test_shrinking_does_not_alias(interpolation: Interpolation) -> None:
     stripes = np.zeros((1, 36, 36, 1), dtype=np.uint8)

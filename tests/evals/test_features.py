@@ -1,5 +1,6 @@
 """Features are what the paper says, made in one pass, and never silently broken."""
 
+import weakref
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -33,7 +34,7 @@ def encode(images: Tensor) -> Tensor:
 
 
 def embed(encode: Encoder, batches: Iterable[Tensor]) -> Tensor:
-    return extract({"it": pooled(encode)}, batches=batches, mean=MEAN, std=STD)["it"]
+    return extract({"it": pooled(encode)}, batches=batches, num_images=9, mean=MEAN, std=STD)["it"]
 
 
 def test_pooled_averages_over_patches_whatever_the_batches(images: Tensor) -> None:
@@ -61,7 +62,9 @@ def test_several_encoders_share_one_pass(images: Tensor) -> None:
             served.append(len(batch))
             yield batch
 
-    features = extract({"a": pooled(encode), "b": raw_pixels}, batches=once(), mean=MEAN, std=STD)
+    features = extract(
+        {"a": pooled(encode), "b": raw_pixels}, batches=once(), num_images=7, mean=MEAN, std=STD
+    )
     assert sum(served) == len(images)
     torch.testing.assert_close(features["a"], embed(encode, [images]))
     assert features["b"].shape == (7, 3 * 8 * 8)
@@ -130,6 +133,25 @@ def test_an_encoder_is_asked_once_for_each_batch(images: Tensor) -> None:
     torch.testing.assert_close(found["max"], expected["max"])
 
 
+def test_features_of_a_batch_are_written_to_their_place_and_not_kept(images: Tensor) -> None:
+    held = most = 0
+
+    def let_go() -> None:
+        nonlocal held
+        held -= 1
+
+    def featurise(images: Tensor) -> Tensor:
+        nonlocal held, most
+        found = images.mean(dim=(2, 3))
+        weakref.finalize(found, let_go)
+        held += 1
+        most = max(most, held)
+        return found
+
+    extract({"it": featurise}, batches=images.split(1), num_images=7, mean=MEAN, std=STD)
+    assert most <= 2  # that of the batch before may still be there
+
+
 def test_raw_pixels_of_small_images_are_the_pixels() -> None:
     images = torch.randn(2, 3, 32, 20)
     assert torch.equal(raw_pixels(images), images.flatten(1))
@@ -150,5 +172,5 @@ def test_features_that_are_not_finite_name_the_checkpoint(images: Tensor, value:
         return features
 
     with pytest.raises(CheckpointError, match=r"runs/mine: the features of 1 of 7 images") as error:
-        extract({"runs/mine": pooled(broken)}, batches=[images], mean=MEAN, std=STD)
+        extract({"runs/mine": pooled(broken)}, batches=[images], num_images=7, mean=MEAN, std=STD)
     assert error.value.exit_code == 4

@@ -31,7 +31,9 @@ def features() -> Features:
     for split in ("train", "test"):
         rendered = render(scenes.SEEDS[split], np.arange(1500))
         batches = torch.from_numpy(rendered.images).permute(0, 3, 1, 2).split(250)
-        x = extract({"random": pooled(encoder)}, batches=batches, mean=(0.5,) * 3, std=(0.25,) * 3)["random"]
+        x = extract(
+            {"random": pooled(encoder)}, batches=batches, num_images=1500, mean=(0.5,) * 3, std=(0.25,) * 3
+        )["random"]
         found += [x, torch.from_numpy(rendered.colour).long()]
     return found[0], found[1], found[2], found[3]
 

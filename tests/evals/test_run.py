@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.evals.config import EvalConfig
 from openjepa.evals.result import format_table
 from openjepa.evals.run import evaluate
+from openjepa.evals.store import FeatureStore
 
 CLASSES = ("dark", "green", "red")
 FACTS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -275,3 +277,25 @@ def test_nan_names_the_checkpoint() -> None:
 def test_unknown_protocol() -> None:
     with pytest.raises(UserError, match=r"--protocols: linaer not known; choose from knn, linear, logistic"):
         evaluate(encode, train=make(9, seed=1), test=make(9, seed=2), protocols=["linaer"], **FACTS)
+
+
+@pytest.mark.parametrize("first", ["with the image", "without it"])
+def test_kept_features_go_with_new_ones_of_the_same_images_only(tmp_path: Path, first: str) -> None:
+    """An image that became unreadable, or readable, between two evaluations: no row slips past its label."""
+    facts = {"encoder": 1, "random_init": 2, "raw_pixels": 3}
+
+    def data(*, readable: bool) -> dict[str, ImageDataset]:
+        train, test = make(300, seed=1), make(150, seed=2)
+        for dataset in (train, test) if not readable else ():
+            dataset._bad[0] = "cannot be read"
+        return {"train": train, "test": test}
+
+    def result(now: dict[str, ImageDataset], store: FeatureStore | None, **options: Any) -> dict[str, Any]:
+        return evaluate(encode, **now, protocols=["knn", "logistic"], store=store, **FACTS, **options)
+
+    before = first == "with the image"
+    result(data(readable=before), FeatureStore(tmp_path, facts))
+    for _ in range(2):
+        found = result(data(readable=not before), FeatureStore(tmp_path, facts), random_init=noise)
+        assert found == result(data(readable=not before), None, random_init=noise)
+        assert found["num_train"] == (299 if before else 300)

@@ -10,7 +10,8 @@ from openjepa.config import Config
 from openjepa.hub import model_of
 from openjepa.masks import Masks, make_masks
 from openjepa.methods.ijepa import IJEPA, build_ijepa
-from openjepa.methods.whole_image import WholeImage, whiten
+from openjepa.methods.method import Targets
+from openjepa.methods.whole_image import WholeImage, whitening, with_whitening
 from openjepa.models.architecture import Architecture
 from openjepa.presets import preset, with_method
 
@@ -26,6 +27,11 @@ def descriptions(num_images: int) -> Tensor:
     return 3.0 + ((torch.randn(num_images, 2 * WIDTH, generator=draw) * spread) @ mixing).unflatten(
         1, (2, WIDTH)
     )
+
+
+def whiten(rows: Tensor) -> Tensor:
+    mean, basis = whitening(rows)
+    return (rows.float().flatten(1) - mean) @ basis
 
 
 def test_targets_are_uncorrelated_and_the_strong_directions_count_alike() -> None:
@@ -47,8 +53,12 @@ def test_targets_are_uncorrelated_and_the_strong_directions_count_alike() -> Non
 
 def test_targets_are_float32_in_a_run_that_computes_in_bfloat16() -> None:
     rows = descriptions(500)
+    whole, layers = WholeImage(WIDTH, 2), rows[:, :, None]  # of one patch
+    assert not whole.fitted
     with torch.autocast("cpu", torch.bfloat16):
-        targets = whiten(rows)
+        whole.fit(rows)
+        targets = whole.targets(layers)
+    assert whole.fitted
     torch.testing.assert_close(targets, whiten(rows), rtol=0, atol=0)
 
 
@@ -78,15 +88,19 @@ def test_an_encoder_that_tells_images_apart_answers_and_one_that_does_not_cannot
     assert missed(telling=False) == pytest.approx(1.0, abs=0.02)
 
 
-def test_images_without_a_target_are_left_out() -> None:
-    whole, context, targets = WholeImage(WIDTH, 2), torch.randn(4, 2, 5, WIDTH), torch.randn(4, 2 * WIDTH)
-    alone = whole(context[:3], targets[:3])
-    targets[3] = torch.nan
-    found = whole(context, targets)
-    torch.testing.assert_close(found, alone)
-    found.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in whole.parameters())
-    assert whole(context, torch.full_like(targets, torch.nan)) == 0
+def test_what_whitens_is_saved_and_older_checkpoints_lack_it() -> None:
+    one, other = WholeImage(WIDTH, 2), WholeImage(WIDTH, 2)
+    one.fit(descriptions(200))
+    other.load_state_dict(one.state_dict())
+    layers = descriptions(5)[:, :, None]
+    assert torch.equal(other.targets(layers), one.targets(layers))
+    model = build_ijepa(SHAPE, seed=4)
+    model.ask_for_the_whole(1.0)
+    state = model.state_dict()
+    older = {name: state[name] for name in state if name not in ("whole_image.mean", "whole_image.basis")}
+    model.load_state_dict(with_whitening(older, like=state))
+    plain = build_ijepa(SHAPE).state_dict()
+    assert with_whitening(plain, like=state).keys() == plain.keys()
 
 
 def batch() -> tuple[Tensor, Masks]:
@@ -100,16 +114,38 @@ def test_the_loss_is_that_of_the_patches_and_of_the_whole_from_each_context() ->
     plain, both = (build_ijepa(SHAPE, loss="mse", target_norm="double_centred", seed=4) for _ in range(2))
     both.ask_for_the_whole(0.5, seed=4)
     (images, masks), targets = batch(), torch.randn(6, 2 * WIDTH)
-    expected, found = plain(images, masks).loss, both(images, masks, targets).loss
+    expected, found = (
+        plain(images, masks).loss,
+        both(images, masks, Targets(plain.encode_targets(images), targets)).loss,
+    )
     assert both.whole_image is not None
     errors = []
     for context in range(2):
         visible = both.encode_context(images, masks.context[:, context : context + 1])[:, 0]
         errors.append((both.whole_image.head(visible.mean(dim=1)) - targets).square().mean())
     torch.testing.assert_close(found, expected + 0.5 * torch.stack(errors).mean())
-    torch.testing.assert_close(both(images, masks).loss, expected)  # a health check comes without
+    torch.testing.assert_close(both(images, masks).loss, expected)  # not fitted yet
     found.backward()
     assert all(parameter.grad is not None for parameter in both.whole_image.parameters())
+
+
+def test_both_targets_are_of_one_pass_of_the_teacher() -> None:
+    model = build_ijepa(SHAPE, loss="mse", target_norm="double_centred")
+    model.ask_for_the_whole(1.0)
+    model.renew_teacher()
+    images, masks = batch()
+    assert model.ask(images).whole is None
+    assert model.whole_image is not None
+    assert model.teacher is not None
+    model.whole_image.fit(descriptions(300))
+    asked = model.ask(images)
+    assert asked.whole is not None
+    torch.testing.assert_close(asked.patches, model.encode_targets(images))
+    torch.testing.assert_close(asked.whole, model.whole_image.targets(model.teacher.layers(images, 4)))
+    assert torch.equal(model(images, masks).loss, model(images, masks, asked).loss)
+    halves = asked.split(3)
+    assert [len(half.patches) for half in halves] == [3, 3]
+    assert torch.equal(torch.cat([half.whole for half in halves if half.whole is not None]), asked.whole)
 
 
 def test_weights_are_those_without_it_and_its_own() -> None:

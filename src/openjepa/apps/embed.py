@@ -37,10 +37,11 @@ from openjepa.evals.features import (
     pooled_size,
     require_finite,
 )
-from openjepa.formats.embeddings import EmbeddingFile, part_size, unfinished
+from openjepa.formats.embeddings import EmbeddingFile, check_embeddings, part_size, unfinished
 from openjepa.hub import load, weights_hash
 from openjepa.methods.method import Method
 from openjepa.models.vit import VisionTransformer
+from openjepa.overwrite import Sources, check_file, is_bad_files
 from openjepa.progress import ImageProgress
 from openjepa.runtime import available_cores, bfloat16_pays, resolve_device
 
@@ -130,7 +131,7 @@ def embed(  # type: ignore[misc]  # what the options are stands only here
         num_workers: Processes that decode images; with 0 a thread works one batch ahead.
         max_bad_fraction: Images of a data set that cannot be read are left out and listed (in FILE.bad_files.jsonl);
             more than this fraction of them is an error.
-        overwrite: Remove what is at ``out``.
+        overwrite: Begin anew; ``out`` must be a file that this function wrote.
         progress: Show progress on standard error.
 
     Returns:
@@ -150,6 +151,9 @@ def embed(  # type: ignore[misc]  # what the options are stands only here
         )
     if patches and out is None:
         raise UserError("patches: they are written to a file: give out, or call the model's encoder")
+    if out is not None:
+        source = None if isinstance(model_or_ckpt, Method) else model_or_ckpt
+        _check_out(Path(out), {"CHECKPOINT": source, "DATA": images_or_data}, overwrite=overwrite)
     if isinstance(model_or_ckpt, Method):
         model, name = model_or_ckpt, "a model in memory"
     else:
@@ -158,6 +162,18 @@ def embed(  # type: ignore[misc]  # what the options are stands only here
         return _embed_images(model, images_or_data, options)
     run = _DataRun(model, name, images_or_data, options)
     return run.collect() if out is None else run.write(Path(out))
+
+
+def _check_out(out: Path, sources: Sources, *, overwrite: bool) -> None:
+    """Refuse outputs in whose place something else lies, before any work."""
+    if overwrite:
+        check_embeddings(out, sources=sources)
+    check_file(_listing(out), sources=sources, ours=is_bad_files, what="a list of unreadable images")
+
+
+def _listing(out: Path) -> Path:
+    """Where the images that cannot be read are listed."""
+    return out.with_suffix(".bad_files.jsonl")
 
 
 def frozen_encoder(
@@ -261,7 +277,7 @@ class _DataRun:
             overwrite=self.options.overwrite,
         )
         start, total = file.next_sample, len(self.dataset)
-        listing = out.with_suffix(".bad_files.jsonl")
+        listing = _listing(out)
         if not start:
             listing.unlink(missing_ok=True)  # of an earlier file of this name
         bad_files = self._bad_files(listing)
@@ -336,7 +352,10 @@ class _DataRun:
         }
 
     def _bad_files(self, listing: Path | None) -> BadFiles:
-        bad_files = BadFiles(listing, max_fraction=self.options.max_bad_fraction, option="--max-bad-fraction")
+        bad_files = BadFiles(
+            listing, max_fraction=self.options.max_bad_fraction, num_images=len(self.source),
+            option="--max-bad-fraction",
+        )  # fmt: skip
         bad_files.note(BadFile(*problem) for problem in self.source.problems)
         return bad_files
 

@@ -19,7 +19,7 @@ from openjepa.allocator import keep_freed_memory
 from openjepa.apps.embed import frozen_encoder
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.preprocess import Preprocess
-from openjepa.data.sources import Source, open_source
+from openjepa.data.sources import Source, open_source, same_data
 from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.evals import run
 from openjepa.evals.config import EvalConfig
@@ -35,8 +35,9 @@ from openjepa.hub import load, weights_hash
 from openjepa.methods.ijepa import build_ijepa
 from openjepa.models.transformer import AttentionPath
 from openjepa.models.vit import VisionTransformer
+from openjepa.overwrite import check_file, is_result
 from openjepa.progress import ImageProgress
-from openjepa.runtime import available_cores, bfloat16_pays, environment, fastest_attention
+from openjepa.runtime import available_cores, bfloat16_pays, environment, fastest_attention, resolve_device
 from openjepa.settings import load_config
 
 _log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def evaluate(
     set: Sequence[str] = (),
     num_heads: int | None = None,
     num_workers: int = 0,
+    device: str = "auto",
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Classify images by the frozen features of a checkpoint; print a table and return the result.
@@ -101,6 +103,8 @@ def evaluate(
         set: `KEY=VALUE` settings of the protocols (`openjepa.evals.config`).
         num_heads: Attention heads, where the file does not say.
         num_workers: Processes that decode images.
+        device: Where to embed and fine-tune: `cuda`, `mps`, `cpu`, or `auto`, the best there is. Heads on frozen
+            features are fitted on the CPU, whose numbers are the same everywhere but for rounding.
         out: JSON file for the result. Beside it, in FILE.subsets/, `fewshot` lists the images of its subsets.
 
     Returns:
@@ -109,18 +113,21 @@ def evaluate(
     Raises:
         UserError: A mistake in options, data or checkpoint; the message says what to do.
     """
+    if out is not None:
+        sources = {"CHECKPOINT": checkpoint, "--train": train, "--test": test}
+        check_file(Path(out), sources=sources, ours=is_result, what="a result of openjepa evaluate")
     config = load_config({}, schema=EvalConfig, overrides=set)
     request = _Request(
         checkpoint=str(checkpoint), train=str(train), test=str(test), target=target, protocols=list(protocols),
         encoder=encoder, baselines=baselines, num_heads=num_heads,
     )  # fmt: skip
     head = None if save_head is None else Path(save_head)
-    done = _Evaluation(request, config, num_workers=num_workers)
+    done = _Evaluation(request, config, device=device, num_workers=num_workers)
     return done.run(out=None if out is None else Path(out), head=head)
 
 
 def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = None) -> dict[str, Any]:
-    """Make a result again from what it says of itself: same checkpoint, data, protocols and settings.
+    """Make a result again from what it says of itself: same checkpoint, data, protocols, settings and device.
 
     Args:
         result: JSON file that `evaluate` wrote.
@@ -133,6 +140,7 @@ def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = 
     Raises:
         CheckpointError: The file is no such result, or the weights are others than they were.
         DataError: The data are others than they were.
+        UserError: The device is not available here.
     """
     try:
         told = json.loads(Path(result).read_text(encoding="utf-8"))
@@ -142,16 +150,17 @@ def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = 
         raise CheckpointError(
             f"--rerun {result}: not a result of this version of openjepa evaluate: {error}"
         ) from None
-    again = _Evaluation(request, config, num_workers=num_workers)
+    device = told.get("device", "cpu")  # results of earlier versions were all made on the CPU
+    again = _Evaluation(request, config, device=device, num_workers=num_workers)
     if again.weights_sha256 != told["weights_sha256"]:
         raise CheckpointError(
             f"--rerun {result}: {request.checkpoint} has other weights now than it was made with; evaluate it anew"
         )
-    for name, found in again.fingerprints.items():
-        if found != told["data"][name]:
+    for name, source in again.sources.items():
+        if not same_data(source, told["data"][name]):
             raise DataError(
                 f"--rerun {result}: the {name} images, {getattr(request, name)}, are not those that it was made with "
-                "(other names, sizes or order); evaluate anew"
+                "(other names, sizes, content or order); evaluate anew"
             )
     return again.run(out=None if out is None else Path(out), head=None)
 
@@ -159,14 +168,15 @@ def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = 
 class _Evaluation:
     """Model and data, opened and ready."""
 
-    def __init__(self, request: _Request, config: EvalConfig, *, num_workers: int) -> None:
+    def __init__(self, request: _Request, config: EvalConfig, *, device: str, num_workers: int) -> None:
         keep_freed_memory()
+        self.device = resolve_device(device, option="--device")
         torch.set_num_threads(available_cores())
         self.request, self.config, self.num_workers = request, config, num_workers
         self.model = model = load(request.checkpoint, num_heads=request.num_heads)
         self.network = model.target_encoder if request.encoder == "target" else model.context_encoder
         self.weights_sha256 = weights_hash(self.network)
-        self.precision = "bfloat16" if bfloat16_pays("cpu") else "float32"
+        self.precision = "bfloat16" if bfloat16_pays(self.device) else "float32"
         assert isinstance(model.preprocess, Preprocess)
         self.preprocess = model.preprocess
         self.sources = {
@@ -195,6 +205,7 @@ class _Evaluation:
         result |= self._by_images(networks, result)
         result |= {
             "precision": self.precision,
+            "device": self.device,
             "weights_sha256": self.weights_sha256,
             "data": self.fingerprints,
             "request": asdict(request),
@@ -251,8 +262,8 @@ class _Evaluation:
                 encoders=networks, frozen={name: self._frozen(network) for name, network in networks.items()},
                 train=self.images["train"], test=self.images["test"], mean=self.preprocess.mean,
                 std=self.preprocess.std, config=self.config, precision=self.precision,
-                attention=self._fastest_attention(wanted), num_workers=self.num_workers, say=_log.info,
-                bars=ImageProgress,
+                attention=self._fastest_attention(wanted), device=self.device, num_workers=self.num_workers,
+                say=_log.info, bars=ImageProgress,
             )  # fmt: skip
             for protocol in wanted:
                 found = ON_IMAGES[protocol](bench)
@@ -268,15 +279,15 @@ class _Evaluation:
         (rows, columns), network = self.network.grid, self.network
         shape = (self.config.finetune.batch_size, rows * columns, network.embed_dim, network.num_heads)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        return fastest_attention([shape], "cpu", dtype)
+        return fastest_attention([shape], self.device, dtype)
 
     def _frozen(self, network: VisionTransformer, *, num_layers: int | None = None) -> Encoder:
-        return frozen_encoder(network, device="cpu", precision=self.precision, num_layers=num_layers)
+        return frozen_encoder(network, device=self.device, precision=self.precision, num_layers=num_layers)
 
     def _store(self) -> FeatureStore:
         """Where features are kept, by everything that makes them beside the images."""
         view = {"preprocess": asdict(self.preprocess)}
-        encoded = {**view, "precision": self.precision, "layers": NUM_LAYERS}
+        encoded = {**view, "precision": self.precision, "device": self.device, "layers": NUM_LAYERS}
         assert self.model.architecture is not None
         return FeatureStore(
             feature_folder(),

@@ -21,6 +21,7 @@ from openjepa.formats.timm import write_timm
 from openjepa.hub import exported, load, open_checkpoint, weights_hash
 from openjepa.methods import IJEPA, Method
 from openjepa.models.vit import VisionTransformer
+from openjepa.overwrite import check_export
 from openjepa.settings import load_config
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def export(
         encoder: `target`, as the paper, or `context`. The authors' file holds both.
         head: Folder of `evaluate --save-head`, with `hf`: the model is then an `IJepaForImageClassification`.
         num_heads: Attention heads, where the checkpoint does not say.
-        overwrite: Replace what is at ``out``.
+        overwrite: Replace the export at ``out``; any other folder, or one with the checkpoint in it, is refused.
 
     Returns:
         ``out``.
@@ -65,8 +66,11 @@ def export(
         raise UserError(f"--encoder {encoder!r}: expected target or context")
     if head is not None and to != "hf":
         raise UserError(f"--head goes with --to hf, not with --to {to}")
+    sources = {"CHECKPOINT": checkpoint, "--head": head}
+    if overwrite:
+        check_export(out, sources=sources)
     model = load(checkpoint, num_heads=num_heads)
-    with whole_folder(out, overwrite=overwrite) as folder:
+    with whole_folder(out, overwrite=overwrite, sources=sources) as folder:
         if to == "hf":
             _to_huggingface(model, folder, encoder, None if head is None else Path(head), str(checkpoint))
         elif to == "timm":

@@ -22,8 +22,11 @@ from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.evals.features import pooled, require_finite
 from openjepa.evals.heads import load_head
 from openjepa.hub import load, weights_hash
+from openjepa.overwrite import check_file, is_bad_files
 from openjepa.progress import ImageProgress
 from openjepa.runtime import available_cores, bfloat16_pays, resolve_device
+
+_COLUMNS = ("path", "class", "probability")
 
 
 def predict(
@@ -51,7 +54,7 @@ def predict(
         num_heads: Attention heads, where the checkpoint does not say.
         num_workers: Processes that decode images.
         max_bad_fraction: More unreadable images than this fraction are an error.
-        overwrite: Replace what is at ``out``.
+        overwrite: Replace ``out``, which must be a file that this function wrote.
 
     Returns:
         ``out``.
@@ -65,6 +68,10 @@ def predict(
     out = Path(out)
     if out.exists() and not overwrite:
         raise UserError(f"--out {out}: exists; give --overwrite, or another file")
+    sources = {"CHECKPOINT": checkpoint, "DATA": data, "--head": head}
+    check_file(out, sources=sources, ours=_is_prediction, what="a file that openjepa predict wrote")
+    listing = out.with_suffix(".bad_files.jsonl")
+    check_file(listing, sources=sources, ours=is_bad_files, what="a list of unreadable images")
     classify, facts = load_head(Path(head))
     model = load(checkpoint, num_heads=num_heads)
     network = model.target_encoder if facts.encoder == "target" else model.context_encoder
@@ -80,9 +87,10 @@ def predict(
         source, image_size=preprocess.image_size, channels=preprocess.channels,
         interpolation=preprocess.interpolation, cache="never",
     )  # fmt: skip
-    listing = out.with_suffix(".bad_files.jsonl")
     listing.unlink(missing_ok=True)  # of an earlier file of this name
-    bad_files = BadFiles(listing, max_fraction=max_bad_fraction, option="--max-bad-fraction")
+    bad_files = BadFiles(
+        listing, max_fraction=max_bad_fraction, num_images=len(source), option="--max-bad-fraction"
+    )
     bad_files.note(BadFile(*problem) for problem in source.problems)
     place = resolve_device(device, option="--device")
     precision = "bfloat16" if bfloat16_pays(place) else "float32"
@@ -114,6 +122,12 @@ def predict(
     return out
 
 
+def _is_prediction(path: Path) -> bool:
+    """Whether a file begins as what is written here."""
+    with path.open("rb") as stream:
+        return stream.readline().strip() == ",".join(_COLUMNS).encode()
+
+
 def _write(
     file: Path,
     batches: Iterable[Batch],
@@ -126,7 +140,7 @@ def _write(
     num_rows = 0
     with file.open("w", newline="", encoding="utf-8") as stream:
         lines = csv.writer(stream)
-        lines.writerow(["path", "class", "probability"])
+        lines.writerow(_COLUMNS)
         for batch in batches:
             chances, labels = scores(batch.images).softmax(dim=1).max(dim=1)
             for sample, label, chance in zip(

@@ -13,22 +13,25 @@ from typing import Any
 
 import yaml
 from lightning_fabric import Fabric
+from rich.console import Console
 
 from openjepa import checkpoint
 from openjepa.allocator import keep_freed_memory
+from openjepa.apps.plan import forecast, plan
 from openjepa.apps.stage import Stage, train
 from openjepa.config import Config
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import look
 from openjepa.errors import UserError
 from openjepa.hub import load
-from openjepa.presets import choose_preset, preset, with_method
+from openjepa.overwrite import check_run, refuse_sources
+from openjepa.presets import Images, Settings, preset, with_method
 from openjepa.progress import TrainingProgress
 from openjepa.reference_config import from_reference_config, is_reference_config
-from openjepa.resume import check_changes, check_data
+from openjepa.resume import check_changes, check_data, with_measured
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_device
-from openjepa.settings import load_config, read_yaml, set_key
+from openjepa.settings import dump_config, load_config, read_yaml, set_key
 from openjepa.transfer import model_settings
 
 _log = logging.getLogger(__name__)
@@ -51,12 +54,13 @@ class _Request:
     allow_data_change: bool
     overwrite: bool
     stop_on_collapse: bool
+    dry_run: bool
 
 
 def pretrain(
     *,
     data: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     method: str | None = None,
     preset: str = "auto",
     config: str | Path | None = None,
@@ -75,12 +79,13 @@ def pretrain(
     allow_data_change: bool = False,
     overwrite: bool = False,
     stop_on_collapse: bool = False,
+    dry_run: bool = False,
 ) -> Path:
     """Pretrain an encoder on unlabelled images; returns the run's folder.
 
     Args:
         data: Folder, list file, manifest, tar pattern or built-in name.
-        out: Folder for everything that the run writes.
+        out: Folder for everything that the run writes; only ``dry_run`` needs none.
         method: Pretraining method: `ijepa`, `mae` or `maskfeat`.
         preset: Settings to start from; `auto` chooses by the size of the images.
         config: YAML file of settings on top of the preset.
@@ -97,9 +102,11 @@ def pretrain(
         resume: Go on from the newest checkpoint in ``out`` (from step 0 where there is none).
         override: Let a resumed run change settings that affect its result.
         allow_data_change: Let a resumed run go on with other data.
-        overwrite: Remove what is in ``out``.
+        overwrite: Remove what an earlier run wrote in ``out``; any other folder is refused.
         stop_on_collapse: End the run with an error when its features have become constant, or at its end only
             tell the position.
+
+        dry_run: Only say what would be done, why, and what to expect; nothing is written.
 
     Raises:
         UserError: A mistake in settings, data or checkpoints; the message says what to do.
@@ -119,15 +126,34 @@ def pretrain(
         given |= length  # whole, for it replaces a length of another kind that a preset or a file has
     if (eval_train is None) != (eval_test is None):
         raise UserError("--eval-train and --eval-test go together: give both, or neither")
+    if out is None and not dry_run:
+        raise UserError("where to? Give --out DIR, the folder for everything that the run writes")
+    out = Path(out or "")
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other: give one")
+    if overwrite:
+        sources = {
+            "DATA": data, "--config": config, "--init-from": init_from, "--eval-train": eval_train,
+            "--eval-test": eval_test,
+        }  # fmt: skip
+        check_run(out, sources=sources)
     request = _Request(
-        data=data, out=Path(out), preset=preset, config=config, set=set, options=given, eval_train=eval_train,
+        data=data, out=out, preset=preset, config=config, set=set, options=given, eval_train=eval_train,
         eval_test=eval_test, resume=resume, override=override, allow_data_change=allow_data_change,
-        overwrite=overwrite, stop_on_collapse=stop_on_collapse,
+        overwrite=overwrite, stop_on_collapse=stop_on_collapse, dry_run=dry_run,
     )  # fmt: skip
     _prepare(request)
-    return Path(out)
+    return out
+
+
+def planned_config(data: str | Path, *, max_minutes: float) -> Config:
+    """What `--preset auto` makes of these images within so many minutes."""
+    request = _Request(
+        data=data, out=Path(), preset="auto", config=None, set=(), options={"budget.max_minutes": max_minutes},
+        eval_train=None, eval_test=None, resume=False, override=False, allow_data_change=False, overwrite=False,
+        stop_on_collapse=False, dry_run=True,
+    )  # fmt: skip
+    return _settings(request, open_source(data, split="train"), None)
 
 
 def _prepare(request: _Request) -> None:
@@ -136,8 +162,13 @@ def _prepare(request: _Request) -> None:
     source = open_source(request.data, split="train")
     saved = checkpoint.load_latest(request.out / "checkpoints") if request.resume else None
     config = _settings(request, source, saved)
+    if request.overwrite:
+        refuse_sources(request.out, {"init_from": config.init_from})  # a file or --set may name it too
+    if request.dry_run:
+        _say_plan(config, source)
+        return
     if saved is not None:
-        check_data(saved, source.fingerprint, len(source), allow=request.allow_data_change)
+        check_data(saved, source, allow=request.allow_data_change)
     device, devices = config.runtime.device, config.runtime.devices
     fabric = Fabric(accelerator=device, devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
@@ -146,35 +177,42 @@ def _prepare(request: _Request) -> None:
         eval_test=request.eval_test, stop_on_collapse=request.stop_on_collapse,
     )  # fmt: skip
     if fabric.global_rank:
-        _train_stages(config, stage, request.out)
+        _train_stages(config, stage, request)
         return
     folder = RunFolder(request.out, resume=request.resume, overwrite=request.overwrite)
     with folder, TrainingProgress() as shown:
         if request.resume and saved is None and not (request.out / "first-stage").exists():
             shown.say(f"{request.out}: no checkpoint to resume, starting at step 0")
         stage = replace(stage, folder=folder, say=shown.say, on_row=shown.update)
-        _train_stages(config, stage, request.out)
+        _train_stages(config, stage, request)
 
 
-def _train_stages(config: Config, stage: Stage, out: Path) -> None:
+def _train_stages(config: Config, stage: Stage, request: _Request) -> None:
     """The run itself; where it asks for a first stage and has not begun, that one before it, in a folder of its own."""
     if config.first_stage.method != "none" and stage.saved is None:
-        first = out / "first-stage"
+        first = request.out / "first-stage"
+        if stage.folder is not None:
+            stage.folder.describe(
+                config
+            )  # what was chosen, for a run that goes on after a stop in this stage
         stage.say(
             f"stage 1  {config.first_stage.method}, {config.first_stage.share:.0%} of the budget, in {first}"
         )
-        _train_first(_first_stage(config), stage, first)
+        _train_first(_first_stage(config), stage, first, request)
         stage.fabric.barrier()
         stage.say(f"stage 2  {config.method}")
         stage = replace(stage, begins_with=first)
     train(config, stage)
 
 
-def _train_first(config: Config, stage: Stage, out: Path) -> None:
-    """A first stage, from where it stands."""
-    saved = checkpoint.load_latest(out / "checkpoints")
+def _train_first(config: Config, stage: Stage, out: Path, request: _Request) -> None:
+    """A first stage, from where it stands; on the same data and with the same settings, as any run that goes on."""
+    saved = checkpoint.load_latest(out / "checkpoints") if request.resume else None
     if saved is not None:
-        config = load_config(yaml.safe_load(saved.config))  # with what was measured when it began
+        check_data(saved, stage.source, allow=request.allow_data_change)
+        began = load_config(yaml.safe_load(saved.config))
+        config = with_measured(config, began)
+        check_changes(began, config, override=request.override)
         stage.say(f"{out}: going on at step {saved.state['step']:,}")
     if stage.folder is None:
         train(config, replace(stage, saved=saved))
@@ -213,33 +251,62 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
     layers: dict[str, Any] = {
         "file": request.config if theirs is None else None, "overrides": request.set, "changes": request.options,
     }  # fmt: skip
-    if saved is not None:
-        old = load_config(yaml.safe_load(saved.config))
-        new = load_config(yaml.safe_load(saved.config), **layers)
+    if begun := saved.config if saved is not None else _begun(request):
+        old = load_config(yaml.safe_load(begun))
+        new = load_config(yaml.safe_load(begun), **layers)
         check_changes(old, new, override=request.override)
         return new
     if theirs is not None:
         base = theirs
     elif request.preset == "auto":
-        found = look(source, channels=request.options.get("data.channels"))
-        accelerated = resolve_device("auto") != "cpu"
-        base, reason = choose_preset(
-            found.side,
-            len(source),
-            method=request.options.get("method", "ijepa"),
-            channels=found.channels,
-            accelerated=accelerated,
-            from_weights="init_from" in request.options,
-        )
-        _log.info("preset auto: %s", reason)
+        base = _planned(request, source, layers)
     else:
         base = preset(request.preset)
+    config = _resolved(base, layers)
+    if config.budget.model_dump(exclude_none=True) == {}:
+        raise UserError("how long to train? Give --max-minutes M, --epochs E or --steps N")
+    return config
+
+
+def _begun(request: _Request) -> str | None:
+    """The configuration of a run that was stopped in its first stage: a plan measured anew could be another one."""
+    chosen = request.out / "config.yaml"
+    if not request.resume or not (request.out / "first-stage").exists() or not chosen.exists():
+        return None
+    return chosen.read_text(encoding="utf-8")
+
+
+def _resolved(base: Settings, layers: dict[str, Any]) -> Config:
+    """A preset's settings with file, --set and options on top, and the shape of weights that the run starts from."""
     config = load_config(base, **layers)
     if config.init_from is not None:
         base = {**base, "model": model_settings(load(config.init_from).shape)}
         config = load_config(base, **layers)
     if config.method != "ijepa":
         config = load_config(with_method(base, config.method), **layers)
-    if config.budget.model_dump(exclude_none=True) == {}:
-        raise UserError("how long to train? Give --max-minutes M, --epochs E or --steps N")
     return config
+
+
+def _planned(request: _Request, source: Source, layers: dict[str, Any]) -> Settings:
+    """What `--preset auto` chooses, with the reason and what to expect under the key `plan`."""
+    found = look(source, channels=request.options.get("data.channels"))
+    earlier = request.options.get("init_from")
+    choice, ahead = plan(
+        source,
+        Images(side=found.side, number=len(source), channels=found.channels),
+        lambda settings: _resolved(settings, layers),
+        method=request.options.get("method", "ijepa"),
+        accelerated=resolve_device("auto") != "cpu",
+        patch=None if earlier is None else load(earlier).shape.patch_size[0],
+    )
+    words = choice.reason if ahead is None else f"{choice.reason}; expects {ahead.words(len(source))}"
+    _log.info("preset auto: %s", words)
+    return {**choice.settings, "plan": words}
+
+
+def _say_plan(config: Config, source: Source) -> None:
+    """What a run of these settings would do, for --dry-run; `auto` has told already."""
+    ahead = forecast(config, source)
+    if not config.plan and ahead is not None:
+        _log.info("expects %s", ahead.words(len(source)))
+    Console().print(dump_config(config), highlight=False, markup=False, soft_wrap=True, end="")

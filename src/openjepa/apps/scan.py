@@ -17,7 +17,7 @@ from openjepa.data.scenes.source import TARGETS
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import shared_channels
 from openjepa.data.survey import Survey, look_at, overlap
-from openjepa.presets import choose_preset
+from openjepa.presets import Images, choose_preset
 from openjepa.runtime import resolve_device
 
 _SHOWN = 8
@@ -45,13 +45,15 @@ def scan(data: str | Path, *, test: str | Path | None = None, channels: int = 3)
         lines += _overlap(survey, _look(other, channels))
     if survey.sizes:
         accelerated = resolve_device("auto") != "cpu"
-        _, reason = choose_preset(
-            int(median(survey.shorter_sides)),
-            len(source),
+        images = Images(
+            side=int(median(survey.shorter_sides)),
+            number=len(source),
             channels=channels if channels != 3 else shared_channels(survey.modes),
-            accelerated=accelerated,
         )
-        lines.append(f"preset      {reason}")
+        reason = choose_preset(images, accelerated=accelerated).reason
+        lines.append(
+            f"preset      {reason} (openjepa pretrain DATA --max-minutes M --dry-run tells what time buys)"
+        )
     text = "\n".join(lines)
     Console().print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return text

@@ -23,10 +23,11 @@ from openjepa import neighbours
 from openjepa.apps.embed import embed
 from openjepa.data.decode import BadImage
 from openjepa.data.preprocess import Preprocess
-from openjepa.data.sources import Source, open_source
+from openjepa.data.sources import Source, open_source, same_data
 from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.formats.embeddings import read_embeddings, read_metadata
 from openjepa.hub import load, weights_hash
+from openjepa.overwrite import refuse_sources
 from openjepa.viz.grid import grid_picture
 
 THRESHOLD = 0.99
@@ -91,6 +92,8 @@ def search(
         raise UserError(
             f"--k {k}, --select {select}, --threshold {threshold}: at least 1, at least 1, within [-1, 1]"
         )
+    if out is not None:
+        refuse_sources(Path(out), {"FILE": file, "IMAGE": image})
     bank = Bank(Path(file))
     if image is not None:
         query = bank.embed(image, checkpoint=checkpoint, num_heads=num_heads)
@@ -158,7 +161,7 @@ class Bank:
         """The images of these paths, from the data that were embedded."""
         data = self.metadata["data"]
         source = open_source(data["name"])
-        if source.fingerprint != data["fingerprint"]:
+        if not same_data(source, data["fingerprint"]):
             raise UserError(
                 f"--out: {data['name']} holds other images now than when {self.file} was made: embed anew for a picture"
             )

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from openjepa import checkpoint
 from openjepa.config import Config
@@ -18,8 +17,9 @@ from openjepa.data.dataset import ImageDataset, spread
 from openjepa.data.loader import Loader, evaluate_batches
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import channel_statistics
-from openjepa.descriptions import MOST_IMAGES, whole_targets
+from openjepa.descriptions import NUM_IMAGES, fit_whitening
 from openjepa.errors import UserError
+from openjepa.health import judge_row
 from openjepa.hub import load, model_of
 from openjepa.masks import MaskSampler, make_masks
 from openjepa.methods import IJEPA, Method
@@ -73,7 +73,9 @@ def train(config: Config, stage: Stage) -> None:
     data, architecture = config.data, architecture_of(config)
     sampler = make_masks(config.masks.name, grid=architecture.grid, **config.masks.settings())
     dataset = open_dataset(config, source)
-    bad_files = BadFiles(folder.bad_files if folder else None, max_fraction=data.max_bad_fraction)
+    bad_files = BadFiles(
+        folder.bad_files if folder else None, max_fraction=data.max_bad_fraction, num_images=len(source)
+    )
     bad_files.note(BadFile(*problem) for problem in source.problems)
     loader = Loader(
         dataset,
@@ -96,15 +98,19 @@ def train(config: Config, stage: Stage) -> None:
 
     def watch(row: dict[str, Any]) -> None:
         stage.on_row(row)
+        facts: dict[str, Any] = {"method": config.method, "generations": config.ema.generations}
+        verdict = judge_row(row, num_features=architecture.embed_dim, **facts)
+        if verdict is not None:
+            say(f"health   {verdict.words}")
         if stage.stop_on_collapse:
-            stop_on_collapse(row, num_features=architecture.embed_dim)
+            stop_on_collapse(row, num_features=architecture.embed_dim, **facts)
 
     run = Run(
-        config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder,
-        probes=_probes(stage, config, dataset, sampler), on_row=watch,
+        config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder, on_row=watch,
         on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
-        describe=partial(_describe, method, config, dataset, say) if config.objective.whole_weight else None,
+        describe=partial(_describe, method, config, dataset) if config.objective.whole_weight else None,
     )  # fmt: skip
+    run.probes = _probes(stage, run, dataset, sampler)
     if saved is not None:
         run.restore(saved)
     if folder is not None:
@@ -125,17 +131,19 @@ def train(config: Config, stage: Stage) -> None:
         say(f"images skipped: {count_kinds(bad_files.kinds)}; listed in bad_files.jsonl")
 
 
-def _describe(method: Method, config: Config, dataset: ImageDataset, say: Callable[[str], None]) -> Tensor:
-    """What the teacher says about whole images, by sample."""
+def _describe(method: Method, config: Config, dataset: ImageDataset, anew: bool) -> None:
+    """Fit whole-image targets to what the teacher says about a sample of images."""
     assert isinstance(method, IJEPA)
-    samples, data = spread(len(dataset), MOST_IMAGES), config.data
-    say(f"targets  the teacher describes {len(samples):,} whole images")
+    assert method.whole_image is not None
+    if method.whole_image.fitted and not anew:
+        return
+    samples, data = spread(len(dataset), NUM_IMAGES), config.data
     # A count of its own: the run counts bad images when it meets them in training.
-    bad_files = BadFiles(max_fraction=data.max_bad_fraction)
+    bad_files = BadFiles(max_fraction=data.max_bad_fraction, num_images=len(samples))
     batches = evaluate_batches(
         dataset, samples, batch_size=64, num_workers=data.num_workers, bad_files=bad_files
     )
-    return whole_targets(method, batches, len(dataset))
+    fit_whitening(method, batches)
 
 
 def _report(run: Run, folder: Path) -> Path:
@@ -180,17 +188,19 @@ def _attention_shapes(
     ]
 
 
-def _probes(stage: Stage, config: Config, dataset: ImageDataset, sampler: MaskSampler) -> list[Probe]:
+def _probes(stage: Stage, run: Run, dataset: ImageDataset, sampler: MaskSampler) -> list[Probe]:
     """What is measured at health checks."""
-    probes: list[Probe] = [HealthProbe(dataset, sampler, say=stage.say)]
+    config = run.config
+    checks = run.checks if config.log.health_every_steps is None else None
+    encoder, _ = architecture_of(config).build(seed=config.seed)
+    untrained = encoder.to(stage.fabric.device).eval()
+    probes: list[Probe] = [HealthProbe(dataset, sampler, untrained=untrained, checks=checks)]
     if stage.eval_train is not None and stage.eval_test is not None:
         labelled = [
             open_dataset(config, open_source(data, split=split))
             for data, split in ((stage.eval_train, "train"), (stage.eval_test, "test"))
         ]
-        encoder, _ = architecture_of(config).build(seed=config.seed)
-        untrained = encoder.to(stage.fabric.device).eval()
-        probes.append(KnnProbe(labelled[0], labelled[1], untrained=untrained, say=stage.say))
+        probes.append(KnnProbe(labelled[0], labelled[1], untrained=untrained, say=stage.say, checks=checks))
         if protocols := config.log.protocols:
             every = config.log.protocols_every_minutes
             probes.append(OnlineProbe(*labelled, protocols=protocols, every_minutes=every, say=stage.say))

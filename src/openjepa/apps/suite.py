@@ -72,7 +72,7 @@ def evaluate_suite(
         suite: YAML file, see the module's text.
         checkpoint: Where the suite names none.
         out: JSON file for all results; beside it tables as Markdown and LaTeX, and the figure.
-        **options: As `openjepa.evaluate`'s: `encoder`, `baselines`, `set`, `num_heads`, `num_workers`.
+        **options: As `openjepa.evaluate`'s: `encoder`, `baselines`, `set`, `num_heads`, `num_workers`, `device`.
 
     Returns:
         ``suite``, and ``results``: of each checkpoint, of each data set, what `openjepa.evaluate` returns.

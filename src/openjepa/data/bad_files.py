@@ -1,12 +1,22 @@
-"""Images that cannot be used: counted by kind, listed once, and the end of a run when they are many."""
+"""Images that cannot be used: counted by kind, listed once, and the end of a run when they are many.
+
+The fraction of bad images is looked at after every batch, so a threshold on the fraction itself would sooner or later
+be crossed by luck: at a limit of 1 %, in a third of all passes over 20,000 images of which 0.5 % are bad. `too_many` is
+a test that holds over all looks together (Ville's inequality, Robbins 1970).
+"""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from openjepa.errors import DataError
+
+_ERROR = 1e-3
+"""Most probability, over all looks, of stopping on images of which no more than the allowed fraction are bad."""
+_ALTERNATIVES = 12
 
 
 class BadFile(NamedTuple):
@@ -26,8 +36,9 @@ class BadFiles:
 
     Args:
         log: The list, ``{"path", "reason"}`` a line; what it holds already is kept. None: no list.
-        max_fraction: The run ends when more than this fraction of the images read are bad ...
+        max_fraction: The run ends when it is certain that more than this fraction of the images are bad ...
         after: ... but not before this many have been read.
+        num_images: How many there are, where it is known: more different bad ones than allowed of these are certainty.
         option: What the user changes ``max_fraction`` with, for the message.
 
     Attributes:
@@ -40,12 +51,15 @@ class BadFiles:
         *,
         max_fraction: float = 0.01,
         after: int = 100,
+        num_images: int | None = None,
         option: str = "data.max_bad_fraction",
     ) -> None:
         self.kinds: Counter[str] = Counter()
         self._log = log
         self._max_fraction = max_fraction
         self._after = after
+        self._num_images = num_images
+        self._met: set[str] = set()
         self._option = option
         self._num_read = 0
         self._listed: set[str] = set()
@@ -64,8 +78,13 @@ class BadFiles:
         self._num_read += num_good + len(bad)
         self.kinds.update(file.kind for file in bad)
         self.note(bad)
+        if not bad and self._num_read - num_good >= self._after:
+            return  # good images are no reason to stop
+        self._met.update(file.path for file in bad)
         num_bad = sum(self.kinds.values())
-        if self._num_read >= self._after and num_bad > self._max_fraction * self._num_read:
+        certain = self._num_images is not None and len(self._met) > self._max_fraction * self._num_images
+        certain = certain or too_many(num_bad, self._num_read, allowed=self._max_fraction)
+        if self._num_read >= self._after and certain:
             raise DataError(
                 f"{num_bad} of the {self._num_read} images read are bad: {count_kinds(self.kinds)}. That is "
                 f"{num_bad / self._num_read:.1%}, and {self._option} allows {self._max_fraction:.1%}. "
@@ -80,6 +99,30 @@ class BadFiles:
         if self._log is not None and new:
             with self._log.open("a", encoding="ascii") as log:  # json escapes all that is not
                 log.writelines(json.dumps(file._asdict()) + "\n" for file in new.values())
+
+
+def too_many(num_bad: int, num_read: int, *, allowed: float) -> bool:
+    """Whether so many bad images prove that more than the allowed fraction are bad, whenever and how often it is asked.
+
+    While no more than ``allowed`` are bad, the likelihood of what was read under a larger fraction p, over that under
+    ``allowed``, is a non-negative supermartingale that starts at 1, and so is its mean over several p: the probability
+    that it ever reaches 1 / α is at most α. Some p lie near ``allowed``, so that a small excess shows too, only later.
+
+    Args:
+        num_bad: Bad images so far.
+        num_read: Images so far.
+        allowed: Fraction of bad images that is no reason to stop, in [0, 1].
+    """
+    if allowed <= 0 or allowed >= 1:
+        return allowed <= 0 < num_bad
+    larger = (allowed + (1 - allowed) * 0.5**power for power in range(1, _ALTERNATIVES + 1))
+    ratios = [
+        num_bad * math.log(p / allowed) + (num_read - num_bad) * math.log((1 - p) / (1 - allowed))
+        for p in larger
+    ]
+    most = max(ratios)
+    mean = most + math.log(sum(math.exp(ratio - most) for ratio in ratios) / len(ratios))
+    return mean >= -math.log(_ERROR)
 
 
 def count_kinds(kinds: Counter[str]) -> str:

@@ -11,12 +11,14 @@ import zlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.data.fingerprint import pixels_fingerprint
 from openjepa.data.folders import FileSource, open_folder
 from openjepa.data.listing import Names
 from openjepa.data.tars import TarSource, open_tars
@@ -41,8 +43,18 @@ class ArraySource:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
-    fingerprint: str
+    names_and_sizes: str
     problems: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pixels."""
+        return pixels_fingerprint(self.images)
+
+    @property
+    def cache_key(self) -> str:
+        """The fingerprint: it is of all there is."""
+        return self.fingerprint
 
     def __len__(self) -> int:
         return len(self.images)

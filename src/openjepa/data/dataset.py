@@ -1,13 +1,15 @@
 """Batches of views, each a pure function of what is asked: no generator, no order of calls, no state.
 
 Small data sets whose images share one shape are decoded once, into memory; all others are decoded as
-they are asked for, in the loader's workers. Both give the same batches to the last bit.
+they are asked for, in the loader's workers. Both give the same batches to the last bit. Images are resized
+a few at a time as they are decoded, so that a batch of large photographs holds few of them at their full size.
 
 Bad images are skipped: in training another, drawn from the seed, takes the place of one, so that
 positions keep their meaning; in evaluation they are left out.
 """
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +28,9 @@ from openjepa.rng import uniform
 
 _SUBSTITUTES = 20  # images tried in the place of a bad one; where half of all are bad, 1 in 10^6 finds none
 _DECODED_TOGETHER = 256  # images, a task of the threads that fill the cache
+_HELD_BYTES = (
+    32 * 2**20
+)  # of decoded images that wait to be resized: 59 of 500 x 375 px, one of 12 megapixels
 
 
 @dataclass(frozen=True)
@@ -118,53 +123,66 @@ class ImageDataset:
         samples, epochs = np.broadcast_arrays(np.asarray(samples, np.int64), np.asarray(epochs, np.int64))
         bad: list[BadFile] = []
         pairs = zip(samples.tolist(), epochs.tolist(), strict=True)
-        shown = [self._find(sample, epoch, seed, bad) for sample, epoch in pairs]
-        images = [image for _, image in shown]
-        boxes = crop_boxes(
-            seed,
-            epochs=epochs,
-            samples=samples,
-            heights=[len(image) for image in images],
-            widths=[image.shape[1] for image in images],
-            scale=self.crop_scale,
-            aspect=self.crop_aspect,
-        )
+        shown: list[int] = []
+
+        def boxes(images: Sequence[Images], part: slice) -> NDArray[np.int64]:
+            return crop_boxes(
+                seed,
+                epochs=epochs[part],
+                samples=samples[part],
+                heights=[len(image) for image in images],
+                widths=[image.shape[1] for image in images],
+                scale=self.crop_scale,
+                aspect=self.crop_aspect,
+            )
+
+        images = (self._find(sample, epoch, seed, shown, bad) for sample, epoch in pairs)
         flips = coin_flips(seed, epochs=epochs, samples=samples) & self.flip
-        return self._make(images, boxes, flips, samples, epochs, [index for index, _ in shown], bad)
+        return self._batch(self._views(images, boxes, flips), samples, epochs, shown, bad)
 
     def evaluation_batch(self, samples: ArrayLike) -> Batch:
         """Evaluation views, centre crops, of the samples (B,) that can be read: bad ones are left out."""
-        good, images, bad = [], [], []
-        for index in np.asarray(samples, np.int64).tolist():
-            try:
-                images.append(self._read(index))
-                good.append(index)
-            except BadImage as error:
-                bad.append(BadFile(self.source.path(index), str(error)))
-        boxes = [centre_box(image.shape[0], image.shape[1], self.image_size) for image in images]
-        return self._make(
-            images,
-            np.asarray(boxes, np.int64).reshape(-1, 4),
-            np.zeros(len(good), bool),
-            np.asarray(good, np.int64),
-            np.zeros(len(good), np.int64),
-            good,
-            bad,
-        )
+        indices = np.asarray(samples, np.int64).tolist()
+        good: list[int] = []
+        bad: list[BadFile] = []
 
-    def _make(
+        def boxes(images: Sequence[Images], part: slice) -> NDArray[np.int64]:
+            return np.array([centre_box(len(image), image.shape[1], self.image_size) for image in images])
+
+        views = self._views(self._readable(indices, good, bad), boxes, np.zeros(len(indices), bool))
+        places = np.asarray(good, np.int64)
+        return self._batch(views, places, np.zeros_like(places), good, bad)
+
+    def _views(
         self,
-        images: list[Images],
-        boxes: NDArray[np.int64],
+        images: Iterator[Images],
+        boxes: Callable[[Sequence[Images], slice], NDArray[np.int64]],
         flips: NDArray[np.bool_],
+    ) -> Images:
+        """Views (B, C, h, w) of images (H, W, C), each let go of before many more are decoded.
+
+        Args:
+            images: Decoded as they are asked for.
+            boxes: For some of the images, and their places among all, the boxes (n, 4) to cut out.
+            flips: Mirror left to right; one for each image, and more where fewer than asked for can be read.
+        """
+        views = np.empty((len(flips), self.channels, *self.image_size), np.uint8)
+        done = 0
+        while held := _next_few(images):
+            part = slice(done, done + len(held))
+            views[part] = resize(held, boxes(held, part), flips[part], self.image_size, self.interpolation)
+            done = part.stop
+            held.clear()  # before the next are decoded, not after
+        return views[:done]
+
+    def _batch(
+        self,
+        views: Images,
         samples: NDArray[np.int64],
         epochs: NDArray[np.int64],
         shown: list[int],
         bad: list[BadFile],
     ) -> Batch:
-        views = np.zeros((0, self.channels, *self.image_size), np.uint8)
-        if images:
-            views = resize(images, boxes, flips, self.image_size, self.interpolation)
         labels = None if self.labels is None else self.labels[np.asarray(shown, np.int64)]
         return Batch(torch.from_numpy(views), samples, epochs, labels, tuple(bad))
 
@@ -177,8 +195,18 @@ class ImageDataset:
         raw = self.source.read(index)
         return decode(raw, channels=self.channels, min_side=self.min_side, detail=self._detail)
 
-    def _find(self, sample: int, epoch: int, seed: int, bad: list[BadFile]) -> tuple[int, Images]:
-        """The sample's index and pixels, or those of the first good substitute; adds to ``bad``."""
+    def _readable(self, indices: Iterable[int], good: list[int], bad: list[BadFile]) -> Iterator[Images]:
+        """The pixels of images that can be read; adds to ``good`` and ``bad``."""
+        for index in indices:
+            try:
+                yield self._read(index)  # held by no name here while the next one is decoded
+            except BadImage as error:
+                bad.append(BadFile(self.source.path(index), str(error)))
+            else:
+                good.append(index)
+
+    def _find(self, sample: int, epoch: int, seed: int, shown: list[int], bad: list[BadFile]) -> Images:
+        """The sample's pixels, or those of the first good substitute; adds to ``shown`` and ``bad``."""
         found: list[BadFile] = []
         index = sample
         for attempt in range(1 + _SUBSTITUTES):
@@ -191,7 +219,8 @@ class ImageDataset:
                 found.append(BadFile(self.source.path(index), str(error)))
             else:
                 bad += found
-                return index, image
+                shown.append(index)
+                return image
         raise DataError(
             f"{self.source.name}: {len(found)} images drawn and none can be used: "
             f"{count_kinds(Counter(file.kind for file in found))}. The first was {found[0].path}. "
@@ -236,3 +265,15 @@ class ImageDataset:
             except BadImage:
                 continue
         return None
+
+
+def _next_few(images: Iterator[Images]) -> list[Images]:
+    """The next images up to `_HELD_BYTES` together, at least one of them; none at the end."""
+    few: list[Images] = []
+    held = 0
+    for image in images:
+        few.append(image)
+        held += image.nbytes
+        if held >= _HELD_BYTES:
+            break
+    return few

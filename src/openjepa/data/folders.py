@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.decode import BadImage
+from openjepa.data.fingerprint import Fingerprints, Listing
 from openjepa.data.listing import ACCEPTED, IMAGE_SUFFIXES, Names, index_labels, printable, suffix_of
 from openjepa.errors import DataError
 
@@ -21,7 +22,7 @@ GONE = -1
 
 
 @dataclass(frozen=True, eq=False)
-class FileSource:
+class FileSource(Fingerprints):
     """Image files below one root; the `Source` protocol, and which folders could not be read."""
 
     name: str
@@ -29,7 +30,7 @@ class FileSource:
     names: Names
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
-    fingerprint: str
+    listing: Listing
     problems: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
@@ -59,15 +60,16 @@ def open_folder(folder: str, *, name: str) -> FileSource:
     """
     root = os.path.abspath(folder)
     top = os.fsencode(root)
-    names, sizes, problems, archives = Names(), array("q"), [], Names()
+    names, sizes, changes, problems, archives = Names(), array("q"), array("q"), [], Names()
     visited: set[bytes] = set()
-    pending = [(b"", 0)]  # names still to come, the next one last; a folder's ends in "/"
+    pending = [(b"", 0, 0)]  # names still to come, the next one last; a folder's ends in "/"
     while pending:
-        entry, size = pending.pop()
+        entry, size, changed = pending.pop()
         if entry and not entry.endswith(b"/"):
             if suffix_of(entry) in IMAGE_SUFFIXES:
                 names.append(entry)
                 sizes.append(size)
+                changes.append(changed)
             else:
                 archives.append(entry)
             continue
@@ -88,11 +90,12 @@ def open_folder(folder: str, *, name: str) -> FileSource:
         entry.partition(b"/")[0].decode("utf-8", "surrogateescape") if b"/" in entry else None
         for entry in names
     )
-    return FileSource(name, root, names, labels, classes, names.digest(sizes), tuple(problems))
+    listing = Listing(names, sizes, place=printable(root), changes=changes)
+    return FileSource(name, root, names, labels, classes, listing, tuple(problems))
 
 
-def _list(top: bytes, folder: bytes) -> list[tuple[bytes, int]]:
-    """A folder's subfolders, images and archives with their sizes in bytes, in reverse order.
+def _list(top: bytes, folder: bytes) -> list[tuple[bytes, int, int]]:
+    """A folder's subfolders, images and archives with sizes (bytes) and times of change (ns), in reverse order.
 
     Sorting a subfolder as its name + "/" makes a walk that enters it in its turn come upon the
     files in the order of their whole paths, with no sort of the whole.
@@ -106,11 +109,11 @@ def _list(top: bytes, folder: bytes) -> list[tuple[bytes, int]]:
             wanted = suffix in IMAGE_SUFFIXES or suffix in ARCHIVES
             try:
                 if entry.is_dir():
-                    found.append((folder + entry.name + b"/", 0))
+                    found.append((folder + entry.name + b"/", 0, 0))
                 elif wanted and stat.S_ISREG((status := entry.stat()).st_mode):
-                    found.append((folder + entry.name, status.st_size))
+                    found.append((folder + entry.name, status.st_size, status.st_mtime_ns))
             except OSError:  # a link to nothing, to itself, or to where we may not go
-                found.append((folder + entry.name + (b"" if wanted else b"/"), GONE))
+                found.append((folder + entry.name + (b"" if wanted else b"/"), GONE, 0))
     return sorted(found, reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""What all sources share: which files count, a compact table of their names, labels, the fingerprint.
+"""What all sources share: which files count, a compact table of their names, labels.
 
 A name is the file's path below the source's root, as the bytes on the disk with "/" between
 folders. Bytes rather than text, because a file name need not be valid text, and because their
@@ -87,7 +87,7 @@ class Names:
         return (self[index] for index in range(len(self)))
 
     def digest(self, sizes: "array[int]") -> str:
-        """The fingerprint of a source: SHA-256 of the names and the files' sizes in bytes, in order."""
+        """SHA-256 of the names and the files' sizes in bytes, in order."""
         numbers = [np.asarray(column, dtype="<i8").tobytes() for column in (self._ends, sizes)]
         return hashlib.sha256(b"".join([*numbers, self._text])).hexdigest()
 

@@ -112,8 +112,8 @@ def evaluate_batches(
     Raises:
         DataError: Too many images are bad, or a worker died.
     """
-    bad_files = bad_files or BadFiles()
     samples = np.arange(len(dataset)) if samples is None else samples
+    bad_files = bad_files or BadFiles(num_images=len(samples))
     steps = range(-(-len(samples) // batch_size))
     for batch in _compute(_InOrder(dataset, samples, batch_size), steps, dataset, num_workers):
         bad_files.add(num_good=len(batch.samples), bad=batch.bad)

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
+from openjepa.data.fingerprint import Listing
 from openjepa.data.folders import GONE, FileSource
 from openjepa.data.listing import LABEL_COLUMNS, Names, index_labels, label_text, printable
 from openjepa.errors import DataError
@@ -104,7 +105,7 @@ def open_rows(
         DataError: No path in a row, no rows, no labels where asked for, or none of the files exists.
     """
     root = root or os.path.dirname(os.path.abspath(manifest))
-    names, sizes = Names(), array("q")
+    names, sizes, changes = Names(), array("q"), array("q")
 
     def classes() -> Iterator[str | None]:
         for row, (path, value) in enumerate(rows, start=1):
@@ -112,9 +113,12 @@ def open_rows(
                 raise DataError(f"{printable(manifest)}: row {row} has no path (found {path!r}).")
             names.append(path.encode("utf-8", "surrogateescape"))
             try:
-                sizes.append(os.stat(os.path.join(root, path)).st_size)
+                status = os.stat(os.path.join(root, path))
+                size, changed = status.st_size, status.st_mtime_ns
             except (OSError, ValueError):  # ValueError: a NUL, which no path may hold
-                sizes.append(GONE)
+                size, changed = GONE, 0
+            sizes.append(size)
+            changes.append(changed)
             yield value
 
     labels, class_names = index_labels(classes())
@@ -127,4 +131,5 @@ def open_rows(
         )
     if target is not None and labels is None:
         raise DataError(f"{printable(manifest)}: the column {target!r} is empty.")
-    return FileSource(name, root, names, labels, class_names, names.digest(sizes))
+    listing = Listing(names, sizes, place=printable(root), changes=changes)
+    return FileSource(name, root, names, labels, class_names, listing)

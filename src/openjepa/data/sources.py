@@ -11,6 +11,7 @@ processes and threads at once.
 """
 
 import difflib
+import logging
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from openjepa.data.scenes.source import open_scenes
 from openjepa.data.tars import open_tars
 from openjepa.errors import DataError
 
+_log = logging.getLogger(__name__)
 _TARS = frozenset(b".tar .tgz .gz .bz2 .xz .zst".split())  # compressed ones are refused once looked into
 _NAMES = ("scenes", *BUILT_INS)
 _KINDS = (
@@ -52,7 +54,15 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the files' relative names and sizes, in order."""
+        """SHA-256 of the files' relative names, sizes and bytes, in order (`openjepa.data.fingerprint`)."""
+
+    @property
+    def cache_key(self) -> str:
+        """What features of the images are kept under: the fingerprint, and more where that is not of every byte."""
+
+    @property
+    def names_and_sizes(self) -> str:
+        """The fingerprint that earlier versions gave, of names and sizes alone."""
 
     @property
     def problems(self) -> tuple[tuple[str, str], ...]:
@@ -70,6 +80,16 @@ class Source(Protocol):
 
     def path(self, index: int) -> str:
         """A name for people and logs: one line, with odd characters escaped."""
+
+
+def same_data(source: Source, fingerprint: str) -> bool:
+    """Whether a source is what a fingerprint was taken of; one of an earlier version tells names and sizes alone."""
+    if fingerprint == source.names_and_sizes != source.fingerprint:
+        _log.warning(
+            "%s: recorded by an earlier version, so compared by names and sizes, not by content", source.name
+        )
+        return True
+    return fingerprint == source.fingerprint
 
 
 def open_source(data: str | Path, *, split: str = "train", target: str | None = None) -> Source:

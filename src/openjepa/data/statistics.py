@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from openjepa.data.dataset import ImageDataset, spread
 from openjepa.data.decode import BadImage, decode, kind_of
@@ -11,6 +12,8 @@ from openjepa.data.sources import Source
 from openjepa.errors import DataError
 
 _LOOK_AT = 64  # images, evenly spaced over the data set
+_COUNTED_TOGETHER = 64  # images whose levels are counted at once
+_LEVELS = 256
 _GREY = ("1", "L", "LA", "La", "F")  # modes of Pillow, and all that begin with I
 
 
@@ -76,7 +79,15 @@ def channel_statistics(
 
     A constant channel gets standard deviation 1, so that it can be divided by.
     """
-    pixels = dataset.evaluation_batch(spread(len(dataset), num_images)).images.double() / 255  # (n, C, h, w)
-    mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))
+    counts = torch.zeros(dataset.channels, _LEVELS, dtype=torch.int64)  # how often a channel has a level
+    samples = spread(len(dataset), num_images)
+    for start in range(0, len(samples), _COUNTED_TOGETHER):
+        images = dataset.evaluation_batch(samples[start : start + _COUNTED_TOGETHER]).images  # (n, C, h, w)
+        for channel, pixels in zip(counts, images.unbind(1), strict=True):
+            channel += torch.bincount(pixels.flatten(), minlength=_LEVELS)
+    levels, total = torch.arange(_LEVELS).double() / 255, counts.sum(dim=1)  # (256,), (C,)
+    mean = counts.double() @ levels / total
+    deviations = (levels - mean[:, None]).square()  # (C, 256)
+    std = ((counts * deviations).sum(dim=1) / (total - 1)).sqrt()
     std = std.where(std > 1e-3, 1.0)
     return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) for value in std.tolist())

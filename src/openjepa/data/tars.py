@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.decode import BadImage
+from openjepa.data.fingerprint import Fingerprints, Listing
 from openjepa.data.listing import (
     ACCEPTED,
     IMAGE_SUFFIXES,
@@ -46,7 +47,7 @@ _MAX_OPEN = 64  # tars a process keeps open: below the 256 files that macOS allo
 
 
 @dataclass(frozen=True, eq=False)
-class TarSource:
+class TarSource(Fingerprints):
     """Images at known places in tars; the `Source` protocol, and which members were left out."""
 
     name: str
@@ -58,7 +59,7 @@ class TarSource:
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
-    fingerprint: str
+    listing: Listing
     problems: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
@@ -161,17 +162,23 @@ def open_tars(pattern: str, *, target: str | None, name: str) -> TarSource:
         _log.warning(
             "%s: %d members left out (the first: %s)", name, len(index.problems), index.problems[0][0]
         )
+    stamps = tuple((status.st_size, status.st_mtime_ns) for status in map(os.stat, shards))
     return TarSource(
         name=name,
         shards=tuple(shards),
-        stamps=tuple((status.st_size, status.st_mtime_ns) for status in map(os.stat, shards)),
+        stamps=stamps,
         names=index.names,
         shard_of=np.array(index.shard_of, dtype=np.int32),
         offsets=np.array(index.offsets, dtype=np.int64),
         sizes=np.array(index.sizes, dtype=np.int64),
         labels=labels,
         classes=classes,
-        fingerprint=index.names.digest(index.sizes),
+        listing=Listing(
+            index.names,
+            index.sizes,
+            place=printable("\n".join(shards)),
+            changes=[changed for _, changed in stamps],
+        ),
         problems=tuple(index.problems),
     )
 

@@ -113,16 +113,24 @@ def resize(
 ) -> Images:
     """Resize boxes of images of any shapes (H, W, C) in one of two ways, by the size of each.
 
+    A box that has the size of the result is copied: both ways would give its pixels as they are.
+
     Returns:
         (B, C, h, w) uint8.
     """
     views = np.empty((len(images), images[0].shape[2], *size), np.uint8)
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for place, image in enumerate(images):
-        if max(*image.shape[:2], *size) <= _BATCHED_SIDE:
+        top, left, height, width = boxes[place].tolist()
+        if (height, width) == size:
+            view = image[top : top + height, left : left + width].transpose(2, 0, 1)  # (C, h, w)
+            views[place] = view[:, :, ::-1] if flips[place] else view
+        elif max(*image.shape[:2], *size) <= _BATCHED_SIDE:
             alike[image.shape].append(place)
         else:
-            views[place] = resize_one(image, boxes[place].tolist(), bool(flips[place]), size, interpolation)
+            views[place] = resize_one(
+                image, (top, left, height, width), bool(flips[place]), size, interpolation
+            )
     for places in alike.values():
         for start in range(0, len(places), _GROUP):
             group = places[start : start + _GROUP]

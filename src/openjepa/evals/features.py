@@ -4,7 +4,7 @@
 An evaluator sees a callable, never a trainer or a model class:
 
     encoders = {"target": pooled(model.target_encoder)}
-    features = extract(encoders, batches=batches, mean=mean, std=std)["target"]     # (N, D)
+    features = extract(encoders, batches=batches, num_images=N, mean=mean, std=std)["target"]     # (N, D)
 
 Shapes: B images of a batch, N images of a data set, L layers, P patches, D width, C channels.
 """
@@ -143,6 +143,7 @@ def extract(
     featurisers: Mapping[str, Featuriser],
     *,
     batches: Iterable[Tensor],
+    num_images: int,
     mean: Sequence[float],
     std: Sequence[float],
     device: str | torch.device = "cpu",
@@ -151,7 +152,9 @@ def extract(
 
     Args:
         featurisers: Functions of normalised images, under the names that errors and the result use.
-        batches: Image batches (B, C, H, W) uint8.
+        batches: Image batches (B, C, H, W) uint8, at least one.
+        num_images: How many images they have together, at most: room is made for them once. Batches kept one by one
+            would break up the memory between them, which then grows with every batch, and joining them takes it twice.
         mean: Mean of each channel, in [0, 1]; the preprocessing that the checkpoint holds.
         std: Standard deviation of each channel, in [0, 1].
         device: Where the featurisers run.
@@ -162,14 +165,18 @@ def extract(
     Raises:
         CheckpointError: Features are NaN or infinite.
     """
-    parts: dict[str, list[Tensor]] = {name: [] for name in featurisers}
+    kept: dict[str, Tensor] = {}
+    done = 0
     for images in batches:
         inputs = normalise(images.to(device), mean=mean, std=std)
         for name, featurise in featurisers.items():
-            features = featurise(inputs).float().cpu()
+            features = featurise(inputs)
             require_finite(features, name, mean=mean, std=std)
-            parts[name].append(features)
-    return {name: torch.cat(batch) for name, batch in parts.items()}
+            if name not in kept:
+                kept[name] = torch.empty(num_images, *features.shape[1:])
+            kept[name][done : done + len(images)] = features
+        done += len(images)
+    return {name: features[:done] for name, features in kept.items()}
 
 
 def require_finite(features: Tensor, name: str, *, mean: Sequence[float], std: Sequence[float]) -> None:

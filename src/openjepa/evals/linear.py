@@ -155,7 +155,7 @@ def _train_heads(
     # encoders differ in scale, and the probe should not see it.
     norm = nn.BatchNorm1d(x.shape[1], eps=1e-8, momentum=None, affine=False).to(x.device)
     # Without BatchNorm one number for all of them does the same.
-    scale = x[rows].square().mean().sqrt().clamp_min(1e-30)
+    scale = x[rows].square_().mean().sqrt().clamp_min(1e-30)  # in place: the rows are a copy
     # Rows are the classes of one head after another; the last column is the bias. Zeros, for the problem is
     # convex, and drawing numbers would change those of a run in progress.
     weight = x.new_zeros(num_heads * num_classes, x.shape[1] + 1)

@@ -48,6 +48,7 @@ class Bench:
         config: Settings of the protocols.
         precision: In which networks are trained.
         attention: The path of attention layers while they are.
+        device: Where they are.
         num_workers: Processes that decode.
         say: Called with lines for people.
         bars: Shows how far a protocol is.
@@ -62,6 +63,7 @@ class Bench:
     config: EvalConfig
     precision: str = "float32"
     attention: AttentionPath = "fused"
+    device: str = "cpu"
     num_workers: int = 0
     say: Callable[[str], None] = lambda text: None
     bars: Bars = no_bar
@@ -200,6 +202,7 @@ def _finetune(bench: Bench, labels: Labels, name: str, rows: NDArray[np.int64], 
         from_scratch=name == "random_init",
         precision=bench.precision,
         attention=bench.attention,
+        device=bench.device,
         seed=seed,
         say=partial(_told, bench.say, whose),
         bars=bench.bars,

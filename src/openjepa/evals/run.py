@@ -219,11 +219,16 @@ class _View:
         """For the store."""
         pooled = "" if pooling in (None, "mean") else f", {pooling}"
         random = f", {self.num_random} random views of seed {self.seed}" if self.num_random else ""
-        return f"{self.dataset.source.fingerprint}{random}{pooled}"
+        return f"{self.dataset.source.cache_key}{random}{pooled}"
+
+    @property
+    def num_images(self) -> int:
+        """How many images are shown where all can be read, each view counted."""
+        return len(self.dataset) * (1 + self.num_random)
 
     def images(self) -> Iterator[Tensor]:
         """Batches (B, C, H, W) uint8 of the images that can be read."""
-        with self.bars(len(self.dataset) * (1 + self.num_random)) as bar:
+        with self.bars(self.num_images) as bar:
             yield from self._images(bar)
 
     def _images(self, bar: Bar) -> Iterator[Tensor]:
@@ -253,23 +258,37 @@ def _embed(
     device: str | torch.device,
     store: FeatureStore | None,
 ) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
-    """Features of all kinds by label, from the store where it has them, and the places (N,) of their images."""
+    """Features of all kinds by label, from the store where it has them, and the places (N,) of their images.
+
+    What is in the store goes with what is not only if both are of the same images: one may have become unreadable, or
+    readable, between two evaluations. Where they differ all kinds are computed now.
+    """
     if not kinds:
         return {}, np.arange(len(view.dataset))
-    features: dict[str, Tensor] = {}
-    places: NDArray[np.int64] | None = None
+    found: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
     for kind in kinds:
         if store is not None and (kept := store.load(kind.key, view.key(kind.pooling))) is not None:
-            features[kind.label], places = kept
-    if missing := [kind for kind in kinds if kind.label not in features]:
+            found[kind.label] = kept
+    while wanted := _wanted(kinds, found):
         start = time.perf_counter()
-        featurisers = {kind.label: kind.featurise for kind in missing}
-        features |= extract(featurisers, batches=view.images(), mean=mean, std=std, device=device)
+        featurisers = {kind.label: kind.featurise for kind in wanted}
+        view.samples.clear()
+        new = extract(
+            featurisers, batches=view.images(), num_images=view.num_images, mean=mean, std=std, device=device
+        )
         places = np.concatenate(view.samples)
         seconds = time.perf_counter() - start
         _log.info("%s: %d images embedded (%.0f s)", view.dataset.source.name, len(places), seconds)
-        if store is not None:
-            for kind in missing:
-                store.save(kind.key, view.key(kind.pooling), features[kind.label], places)
-    assert places is not None
-    return features, places
+        for kind in wanted:
+            found[kind.label] = new[kind.label], places
+            if store is not None:
+                store.save(kind.key, view.key(kind.pooling), *found[kind.label])
+    return {name: features for name, (features, _) in found.items()}, found[kinds[0].label][1]
+
+
+def _wanted(kinds: Sequence[_Kind], found: Mapping[str, tuple[Tensor, NDArray[np.int64]]]) -> Sequence[_Kind]:
+    """What is still to be computed: kinds that are missing, or all where those found are of different images."""
+    if missing := [kind for kind in kinds if kind.label not in found]:
+        return missing
+    first, *others = [places for _, places in found.values()]
+    return kinds if any(not np.array_equal(first, places) for places in others) else []

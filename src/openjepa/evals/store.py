@@ -2,8 +2,10 @@
 
     $OPENJEPA_CACHE/features/KEY.safetensors
 
-Data are known by their fingerprint, which is of names and sizes: whoever changes an image and neither of these, removes
-the file. The folder is kept below `MOST_BYTES`: what was not used for longest goes first.
+Data are known by their content or, where they are too many to be read, by place, times and a sample
+(`openjepa.data.fingerprint`); the program's version is in the key too.
+
+The folder is kept below `MOST_BYTES`: what was not used for longest goes first.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -84,5 +87,5 @@ class FeatureStore:
             file.unlink(missing_ok=True)
 
     def _path(self, name: str, images: str) -> Path:
-        key = json.dumps([self.facts[name], images], sort_keys=True)
+        key = json.dumps([version("openjepa"), self.facts[name], images], sort_keys=True)
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"

@@ -7,10 +7,10 @@ While FILE.parquet is being made, FILE.parquet.parts/ holds `manifest.json`, the
 named by the first and the past-last sample that it covers. The last step merges them.
 """
 
+import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from openjepa.errors import UserError
 from openjepa.failpoint import failpoint
+from openjepa.overwrite import Sources, check_file
 
 METADATA_KEY = b"openjepa"
 PART_IMAGES = 2048
 PART_BYTES = 128 * 2**20  # a part is held in memory; 2,048 images with the patches of a ViT-B would be 1.2 GB
 _MANIFEST = "manifest.json"
 _PART = re.compile(r"(\d+)-(\d+)\.parquet")
+_DRAFTS = ("part.tmp", "merged.tmp", f"{_MANIFEST}.tmp")
 
 
 def part_size(batch_size: int, *, row_bytes: int) -> int:
@@ -59,7 +61,7 @@ class EmbeddingFile:
             same but `checkpoint`: the weights' hash is in it too, and a name is only a name.
         num_samples: Samples in all, with those that will be left out.
         part_size: Samples a part.
-        overwrite: Begin anew; remove what is there.
+        overwrite: Begin anew; remove what this class wrote there.
 
     Attributes:
         next_sample: Where to go on: all samples before are in finished parts.
@@ -88,8 +90,9 @@ class EmbeddingFile:
         self.next_sample = self.num_rows = 0
         self._waiting: list[Any] = []  # tables of the part that is being filled
         if overwrite:
+            check_embeddings(out, sources={})
             out.unlink(missing_ok=True)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove_parts()
         earlier = unfinished(out)
         if out.exists():
             # Complete, if the kill came while its parts were being removed.
@@ -140,9 +143,16 @@ class EmbeddingFile:
             failpoint("embed-merged")
             os.replace(merged, self.out)
         failpoint("embed-replaced")
-        for path, _, _ in self._parts():
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        """Remove what was written beside the file, the manifest last; anything else there stays."""
+        for path, _, _ in self._parts() if self.folder.is_dir() else ():
             path.unlink()
-        shutil.rmtree(self.folder, ignore_errors=True)  # the manifest last
+        for name in (*_DRAFTS, _MANIFEST):
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is no folder, or something else lies in it
+            self.folder.rmdir()
 
     def _begin(self) -> None:
         try:
@@ -213,6 +223,23 @@ class EmbeddingFile:
                 f"{path}: cannot be written: {error.strerror or error}. The finished parts are kept; free some "
                 "space and run the same command again to go on"
             ) from error
+
+
+def check_embeddings(out: Path, *, sources: Sources) -> None:
+    """Refuse to overwrite a file that `openjepa embed` did not write, or one that the command reads.
+
+    Raises:
+        UserError: As said, or no pyarrow.
+    """
+    check_file(out, sources=sources, ours=_is_embeddings, what="a file that openjepa embed wrote")
+
+
+def _is_embeddings(path: Path) -> bool:
+    try:
+        read_metadata(path)
+    except UserError:
+        return False
+    return True
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -6,10 +6,21 @@ from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.methods.losses import Loss
 from openjepa.methods.mae import MAE, build_mae
 from openjepa.methods.maskfeat import MaskFeat, build_maskfeat
-from openjepa.methods.method import Method, Output, TargetNorm
+from openjepa.methods.method import Method, Output, TargetNorm, Targets
 from openjepa.models.architecture import Architecture
 
-__all__ = ["IJEPA", "MAE", "METHODS", "Loss", "MaskFeat", "Method", "Output", "TargetNorm", "build"]
+__all__ = [
+    "IJEPA",
+    "MAE",
+    "METHODS",
+    "Loss",
+    "MaskFeat",
+    "Method",
+    "Output",
+    "TargetNorm",
+    "Targets",
+    "build",
+]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ijepa": build_ijepa,

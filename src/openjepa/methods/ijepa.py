@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from openjepa.masks import Masks
 from openjepa.methods.losses import Loss, pick_patches
-from openjepa.methods.method import Method, Output, TargetNorm
-from openjepa.methods.whole_image import WholeImage
+from openjepa.methods.method import Method, Output, TargetNorm, Targets
+from openjepa.methods.whole_image import NUM_LAYERS, WholeImage
 from openjepa.models.architecture import Architecture
 from openjepa.models.predictor import Predictor
 from openjepa.models.transformer import init_weights
@@ -80,10 +80,10 @@ class IJEPA(Method):
         self.pixel_share = share
 
     def ask_for_the_whole(self, weight: float, *, seed: int = 0) -> None:
-        """Let the loss ask for the whole image's representation, too, where a batch comes with it (`WholeImage`).
+        """Let the loss ask for the whole image's representation, too, from when it is fitted (`WholeImage.fit`).
 
         Args:
-            weight: Of it, beside the loss of the hidden patches, which has 1.
+            weight: Weight of the whole-image loss; the patch loss has weight 1. Needs a frozen teacher.
             seed: Of the layers' weights.
         """
         with torch.random.fork_rng(devices=[]):
@@ -91,16 +91,25 @@ class IJEPA(Method):
             self.whole_image = WholeImage(self.shape.embed_dim, self.shape.depth)
         self.whole_weight = weight
 
-    def forward(self, images: Tensor, masks: Masks, whole: Tensor | None = None) -> Output:
+    def forward(self, images: Tensor, masks: Masks, asked: Targets | None = None) -> Output:
         """As `Method.forward`, with pixels and the whole image in the loss if asked for."""
-        out = super().forward(images, masks)
+        asked = asked or self.ask(images)
+        out = super().forward(images, masks, asked)
         if self.pixel_share:
             out = replace(
                 out, loss=torch.lerp(out.loss, self._pixel_loss(images, masks, out), self.pixel_share)
             )
-        if self.whole_image is not None and whole is not None:
-            out = replace(out, loss=out.loss + self.whole_weight * self.whole_image(out.context, whole))
+        if self.whole_image is not None and asked.whole is not None:
+            out = replace(out, loss=out.loss + self.whole_weight * self.whole_image(out.context, asked.whole))
         return out
+
+    @torch.no_grad()
+    def ask(self, images: Tensor) -> Targets:
+        """As `Method.ask`; both targets are of one pass of the teacher."""
+        if self.teacher is None or self.whole_image is None or not self.whole_image.fitted:
+            return super().ask(images)
+        layers = self.teacher.layers(images, NUM_LAYERS)  # (B, L, N, D)
+        return Targets(self.normalise_targets(layers[:, -1]), self.whole_image.targets(layers))
 
     def _pixel_loss(self, images: Tensor, masks: Masks, out: Output) -> Tensor:
         pixels = self.context_encoder.patch_embed.cut(images)

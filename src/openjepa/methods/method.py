@@ -8,7 +8,7 @@ are to be predicted of a patch, P the predictor's width.
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,25 @@ class Preprocessing(Protocol):
         """An image, or the path of one -> (1, c, H, W), normalised."""
 
 
+class Targets(NamedTuple):
+    """What is to be predicted of a batch, without gradient; a function of the images, whatever is masked."""
+
+    patches: Tensor
+    """For all patches, (B, N, K)."""
+    whole: Tensor | None = None
+    """For each image as a whole, (B, W), where a method asks for it."""
+
+    def to(self, dtype: torch.dtype) -> "Targets":
+        """The same in another type."""
+        return Targets(self.patches.to(dtype), None if self.whole is None else self.whole.to(dtype))
+
+    def split(self, size: int) -> list["Targets"]:
+        """Parts of so many images."""
+        patches = self.patches.split(size)
+        wholes = [None] * len(patches) if self.whole is None else self.whole.split(size)
+        return [Targets(part, whole) for part, whole in zip(patches, wholes, strict=True)]
+
+
 @dataclass(frozen=True)
 class Output:
     """What one forward pass gives."""
@@ -48,6 +67,8 @@ class Output:
     """(B, C, M, Nt, K); of a contrast, which asks for a direction only, at fitted length and without gradient."""
     targets: Tensor
     """(B, M, Nt, K), without gradient."""
+    full_targets: Tensor
+    """The targets of all patches, (B, N, K), without gradient."""
     answers: Tensor
     """(B, C, M, Nt, P), what the predictor's last layer read the predictions from."""
     context: Tensor
@@ -89,18 +110,18 @@ class Method(nn.Module):
         self.target_norm: TargetNorm = target_norm
         self.temperature = TEMPERATURE
 
-    def forward(self, images: Tensor, masks: Masks, whole: Tensor | None = None) -> Output:
+    def forward(self, images: Tensor, masks: Masks, asked: Targets | None = None) -> Output:
         """Loss, predictions and targets of a batch.
 
         Args:
             images: (B, c, H, W), normalised.
             masks: Which patches are context and which are targets.
-            whole: Targets of the whole images, for a method that was asked for them (I-JEPA).
+            asked: What `ask` gave for these images, where it was called before; else it is called now.
 
         Returns:
             The loss with everything that went into it. All context blocks share one pass for targets.
         """
-        full_targets = self.encode_targets(images)  # (B, N, K)
+        full_targets = (asked or self.ask(images)).patches  # (B, N, K)
         targets = pick_patches(full_targets, masks.target)  # (B, M, Nt, K)
         context = self.encode_context(images, masks.context)  # (B, C, Nc, D)
         answers = self.predictor.answer(context, masks.context, masks.target)  # (B, C, M, Nt, P)
@@ -111,7 +132,7 @@ class Method(nn.Module):
         else:
             distance = F.mse_loss if self.loss == "mse" else F.smooth_l1_loss
             loss = distance(predictions, targets[:, None].expand_as(predictions))
-        return Output(loss, predictions, targets, answers, context)
+        return Output(loss, predictions, targets, full_targets, answers, context)
 
     @property
     def shape(self) -> Architecture:
@@ -125,10 +146,17 @@ class Method(nn.Module):
         blocks = tokens.reshape(-1, index.shape[2], tokens.shape[2])  # (B·C, Nc, D)
         return self.context_encoder.encode(blocks).unflatten(0, index.shape[:2])
 
+    def ask(self, images: Tensor) -> Targets:
+        """What is to be predicted of these images: (B, c, H, W), normalised."""
+        return Targets(self.encode_targets(images))
+
     @torch.no_grad()
     def encode_targets(self, images: Tensor) -> Tensor:
         """What is to be predicted, for every patch of whole images: (B, c, H, W) -> (B, N, K)."""
-        targets = self.raw_targets(images)
+        return self.normalise_targets(self.raw_targets(images))
+
+    def normalise_targets(self, targets: Tensor) -> Tensor:
+        """Targets as ``target_norm`` says: (B, N, K) -> (B, N, K)."""
         if self.target_norm == "none":
             return targets
         if self.target_norm in ("centred", "double_centred"):

@@ -1,12 +1,14 @@
-"""The whole image as one more target: what a teacher that is held still says about it, whitened over images.
+"""The whole image as one more target: what a frozen teacher says about a view as a whole, whitened over images.
 
 Hidden patches ask for what is near them. This asks, from the same visible patches, for the mean of all patches of the
-image, in which every direction counts as much as another: without whitening, colour and brightness would be most of
-it. Whitened targets for their own sake: arXiv 2007.06346, which has them instead of a teacher that is held still.
+view, in which every direction counts as much as another: without whitening, colour and brightness would be most of
+it. Whitened targets for their own sake: arXiv 2007.06346, which has them instead of a frozen teacher.
 
-Shapes: B images of a batch, N images of a data set, C context blocks, Nc patches in each, L layers, D width, K
-directions.
+Shapes: B images of a batch, N images of a sample, C context blocks, Nc patches in each, P patches of a view, L layers,
+D width, K directions.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 from openjepa.models.transformer import init_weights
 
 NUM_LAYERS = 4
-"""Of the teacher, the last of which the mean over patches is taken."""
+"""Number of final teacher layers whose patch means form the target."""
 _MOST_DIRECTIONS = 128
 _RIDGE = 1e-3
 """Added to the variances, of the largest: directions that hardly vary are mostly noise (docs/log.md)."""
@@ -27,46 +29,85 @@ class WholeImage(nn.Module):
     Args:
         width: Of the encoder, D.
         depth: Of the encoder, in blocks.
+
+    Attributes:
+        mean: Mean of the descriptions that were fitted, (L·D,).
+        basis: What whitens a description less its mean, (L·D, K); zeros until `fit`. Both are saved with the weights.
     """
+
+    mean: Tensor
+    basis: Tensor
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
-        directions = min(_MOST_DIRECTIONS, width * min(depth, NUM_LAYERS))
+        size = width * min(depth, NUM_LAYERS)
+        directions = min(_MOST_DIRECTIONS, size)
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, directions))
         self.head.apply(init_weights)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("basis", torch.zeros(size, directions))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` was called."""
+        return bool(self.basis.any())
+
+    def fit(self, descriptions: Tensor) -> None:
+        """Choose what whitens: for targets of a new teacher.
+
+        Args:
+            descriptions: Of a sample of images, means over patches after each of the last layers, (N, L, D); N ≥ 2.
+        """
+        mean, basis = whitening(descriptions)
+        self.mean.copy_(mean)
+        self.basis.copy_(basis)
+
+    def targets(self, layers: Tensor) -> Tensor:
+        """Whitened description of each view: the teacher's last layers (B, L, P, D) -> (B, K) float32."""
+        with torch.autocast(layers.device.type, enabled=False):
+            return (layers.float().mean(dim=2).flatten(1) - self.mean) @ self.basis
 
     def forward(self, context: Tensor, targets: Tensor) -> Tensor:
-        """How much of the targets the context blocks do not tell: 0 all is told, 1 nothing.
+        """Mean squared error between predicted and whitened targets; about 1 for an uninformative prediction.
 
         Args:
             context: Features of context blocks, (B, C, Nc, D).
-            targets: Rows of what `whiten` gave, (B, K); images without a target have NaN and are left out.
-
-        Returns:
-            Mean squared error, a scalar; 0 where no image has a target.
+            targets: What `targets` gave, (B, K).
         """
         answers = self.head(context.mean(dim=2)).float()  # (B, C, K)
-        has_one = targets.isfinite().all(dim=1)  # (B,)
-        wanted = targets.where(has_one[:, None], 0.0)[:, None].expand_as(answers)
-        missed = F.mse_loss(answers, wanted, reduction="none").mean(dim=(1, 2))
-        return (missed * has_one).sum() / has_one.sum().clamp_min(1)
+        return F.mse_loss(answers, targets[:, None].expand_as(answers))
 
 
-def whiten(descriptions: Tensor) -> Tensor:
-    """The targets of images: their main directions of variation, each with the same variance.
+def whitening(descriptions: Tensor) -> tuple[Tensor, Tensor]:
+    """What makes the main directions of variation uncorrelated, each with about the same variance.
 
     Args:
-        descriptions: Means over patches after each of the last layers, (N, L, D); N at least 2.
+        descriptions: (N, L, D), N at least 2.
 
     Returns:
-        (N, K) float32, K = min(128, L·D), in decreasing order of what they explain; of mean square 1. (What is much
-        weaker than a thousandth of the strongest direction stays small.)
+        The mean (L·D,) and a basis (L·D, K), K = min(128, L·D), float32: ``(rows - mean) @ basis`` has directions in
+        decreasing order of what they explain and a mean square of 1. (What is much weaker than a thousandth of the
+        strongest direction stays small.)
     """
     with torch.autocast(descriptions.device.type, enabled=False):
         rows = descriptions.float().flatten(1)
-        rows = (rows - rows.mean(dim=0)) / rows.std(dim=0).clamp_min(1e-6)
+        mean, std = rows.mean(dim=0), rows.std(dim=0).clamp_min(1e-6)
+        rows = (rows - mean) / std
         variances, directions = torch.linalg.eigh(rows.T @ rows / len(rows))  # increasing
         variances = variances.flip(0)[:_MOST_DIRECTIONS].clamp_min(0)
-        scale = (variances + _RIDGE * variances[0] + 1e-12).sqrt()
-        found = rows @ directions.flip(1)[:, :_MOST_DIRECTIONS] / scale
-        return found / found.square().mean().sqrt().clamp_min(1e-6)
+        basis = directions.flip(1)[:, :_MOST_DIRECTIONS] / (variances + _RIDGE * variances[0] + 1e-12).sqrt()
+        size = (rows @ basis).square().mean().sqrt().clamp_min(1e-6)
+        return mean, basis / size / std[:, None]
+
+
+def with_whitening(state: Mapping[str, Tensor], *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors with those that whiten: older checkpoints lack them, and they are fitted anew.
+
+    Args:
+        state: Of a checkpoint.
+        like: Of a new model of its architecture, that is with zeros for them.
+    """
+    missing = {
+        name: own for name, own in like.items() if name.startswith("whole_image.") and name not in state
+    }
+    return {**state, **missing} if "whole_image.head.0.weight" in state else dict(state)

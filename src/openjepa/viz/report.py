@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from openjepa.evals.result import columns, recalls, rows
-from openjepa.health import Health, describe
+from openjepa.health import judge_row
 from openjepa.viz.curves import CURVES, draw_curve
 from openjepa.viz.pictures import Picture
 
@@ -56,7 +56,7 @@ def write_report(folder: Path) -> Path:
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     data, model = environment["data"], environment["model"]
-    verdict, healthy = _verdict(rows, model["embed_dim"])
+    verdict, healthy = _verdict(rows, config, model["embed_dim"])
     charts = [
         {"title": curve.title, "meaning": curve.meaning, "svg": svg}
         for curve in CURVES
@@ -130,14 +130,16 @@ def _first_stage(config: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     return [("First stage", page)]
 
 
-def _verdict(rows: list[Mapping[str, Any]], num_features: int) -> tuple[str, bool]:
+def _verdict(rows: list[Mapping[str, Any]], config: Mapping[str, Any], num_features: int) -> tuple[str, bool]:
     """The last health check in words, and whether it is good news."""
     measured = [row for row in rows if "rankme" in row]
-    if not measured:
-        return "", True
-    health = Health(**{name: measured[-1][name] for name in Health.__dataclass_fields__})
-    words = describe(health, num_features=num_features)
-    return words, words.startswith("healthy")
+    verdict = measured and judge_row(
+        measured[-1],
+        num_features=num_features,
+        method=config["method"],
+        generations=config["ema"]["generations"],
+    )
+    return (verdict.words, verdict.kind == "healthy") if verdict else ("", True)
 
 
 def _evaluations(folder: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -61,6 +61,16 @@ class SceneSource:
     fingerprint: str
     problems: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def cache_key(self) -> str:
+        """The fingerprint: it is of all there is."""
+        return self.fingerprint
+
+    @property
+    def names_and_sizes(self) -> str:
+        """The fingerprint, which was never of names and sizes."""
+        return self.fingerprint
+
     def __len__(self) -> int:
         return len(self.labels)
 
