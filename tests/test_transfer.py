@@ -174,7 +174,7 @@ def test_a_first_stage_goes_on_with_the_same_data_and_settings_only(photos: Path
         two_stages(others, out, resume=True)
     with pytest.raises(UserError, match=r"(?s)--override.*seed: 0 → 1"):
         two_stages(photos, out, resume=True, seed=1)
-    with pytest.raises(UserError, match=r"(?s)--override.*budget.steps: 4 → 8"):
+    with pytest.raises(UserError, match=r"(?s)--override.*budget.steps: 8 → 16"):
         two_stages(photos, out, resume=True, steps=16)
     with pytest.raises(UserError, match=r"(?s)start another run.*model.depth"):
         two_stages(photos, out, "model.depth=2", resume=True)

@@ -126,10 +126,12 @@ def test_an_encoder_is_asked_once_for_each_batch(images: Tensor) -> None:
 
     shared = remembering(counting)
     kinds = {"mean": pooled(shared), "max": pooled(shared, "max")}
-    found = extract(kinds, batches=images.split(3), mean=MEAN, std=STD)
+    found = extract(kinds, batches=images.split(3), num_images=len(images), mean=MEAN, std=STD)
     assert asked == [3, 3, 1]
     torch.testing.assert_close(found["mean"], embed(encode, [images]))
-    expected = extract({"max": pooled(encode, "max")}, batches=[images], mean=MEAN, std=STD)
+    expected = extract(
+        {"max": pooled(encode, "max")}, batches=[images], num_images=len(images), mean=MEAN, std=STD
+    )
     torch.testing.assert_close(found["max"], expected["max"])
 
 
