@@ -1,4 +1,4 @@
-"""What a new teacher says about a sample of whole images: from it follows how whole-image targets are whitened."""
+"""What a new teacher says about a sample of crops: from it follows how whole-image targets are whitened."""
 
 from collections.abc import Iterable
 
@@ -9,8 +9,8 @@ from openjepa.methods import IJEPA
 from openjepa.methods.whole_image import NUM_LAYERS
 from openjepa.probes import prepare
 
-NUM_IMAGES = 2048
-"""Images of the sample: three times as many as the numbers that a small encoder describes one with."""
+NUM_CROPS = 2048
+"""Crops of the sample: three times as many as the numbers that a small encoder describes one with."""
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def fit_whitening(model: IJEPA, batches: Iterable[Batch]) -> None:
 
     Args:
         model: With a frozen teacher and whole-image targets.
-        batches: Evaluation views, uint8; two images at least.
+        batches: Views, uint8; two at least.
     """
     assert model.teacher is not None, "the configuration was checked for it"
     assert model.whole_image is not None

@@ -61,5 +61,5 @@ def test_a_run_is_its_images_and_what_its_teacher_describes() -> None:
     assert description_flops(settings, num_images=100) == 0
     salt = config("masks.name=random", "objective.whole_weight=2", "ema.generations=2", "init_from=x")
     forward = 4 * (24 * 64 * 128**2 + 4 * 64**2 * 128) + 2 * 64 * 48 * 128
-    assert description_flops(salt, num_images=100) == pytest.approx(2 * 100 * forward)
+    assert description_flops(salt, num_images=100) == pytest.approx(2 * 2048 * forward)
     assert description_flops(salt, num_images=10**7) == pytest.approx(2 * 2048 * forward)

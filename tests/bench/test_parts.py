@@ -28,6 +28,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_both_stages_of_the_default(images: Path) -> None:
+    for optimizer in (torch.optim.AdamW, Muon):
+        optimizer([torch.zeros(2, 2, requires_grad=True)])  # the first of each wraps its class's `step`
     before = openjepa.train.train_step, Loader.batch, Muon.step, torch.optim.AdamW.step
     said: list[str] = []
     bench_parts(images, repeats=1, threads=1, say=said.append)

@@ -14,10 +14,10 @@ from openjepa import checkpoint
 from openjepa.config import Config
 from openjepa.data.bad_files import BadFile, BadFiles, count_kinds
 from openjepa.data.dataset import ImageDataset, spread
-from openjepa.data.loader import Loader, evaluate_batches
+from openjepa.data.loader import Loader
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import channel_statistics
-from openjepa.descriptions import NUM_IMAGES, fit_whitening
+from openjepa.descriptions import NUM_CROPS, fit_whitening
 from openjepa.errors import UserError
 from openjepa.health import judge_row
 from openjepa.hub import load, model_of
@@ -132,18 +132,24 @@ def train(config: Config, stage: Stage) -> None:
 
 
 def _describe(method: Method, config: Config, dataset: ImageDataset, anew: bool) -> None:
-    """Fit whole-image targets to what the teacher says about a sample of images."""
+    """Fit whole-image targets to what the teacher says about a sample of crops."""
     assert isinstance(method, IJEPA)
     assert method.whole_image is not None
     if method.whole_image.fitted and not anew:
         return
-    samples, data = spread(len(dataset), NUM_IMAGES), config.data
-    # A count of its own: the run counts bad images when it meets them in training.
-    bad_files = BadFiles(max_fraction=data.max_bad_fraction, num_images=len(samples))
-    batches = evaluate_batches(
-        dataset, samples, batch_size=64, num_workers=data.num_workers, bad_files=bad_files
+    # Crops as in training, several of each image where there are few: they vary more than whole images do.
+    places = np.arange(NUM_CROPS)
+    samples, epochs = (
+        spread(len(dataset), NUM_CROPS)[places % min(len(dataset), NUM_CROPS)],
+        places // len(dataset),
     )
-    fit_whitening(method, batches)
+    fit_whitening(
+        method,
+        (
+            dataset.batch(samples[start : start + 64], epochs[start : start + 64], config.seed)
+            for start in range(0, NUM_CROPS, 64)
+        ),
+    )
 
 
 def _report(run: Run, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from openjepa.config import Config
-from openjepa.descriptions import NUM_IMAGES
+from openjepa.descriptions import NUM_CROPS
 from openjepa.masks import make_masks
 from openjepa.methods.maskfeat import num_numbers
 from openjepa.models.architecture import Architecture, architecture_of
@@ -60,8 +60,7 @@ def description_flops(config: Config, *, num_images: int) -> float:
     if not config.objective.whole_weight:
         return 0.0
     shape = architecture_of(config)
-    described = min(num_images, NUM_IMAGES)
-    return config.ema.generations * described * _encoder(shape, math.prod(shape.grid))
+    return config.ema.generations * NUM_CROPS * _encoder(shape, math.prod(shape.grid))
 
 
 def _encoder(shape: Architecture, tokens: int) -> float:
