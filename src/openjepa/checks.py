@@ -21,6 +21,7 @@ _FIRST_SHARE = 1 / 40  # of runs by the clock: the first check comes at this sha
 _FIRST_SECONDS = 45.0  # ... or after so many seconds, whichever is sooner
 _MOST_COSTLY = 0.05  # of the images that a run by steps trains on: where even the fewest watched are more ...
 _FEWEST_WATCHED = 64  # ... there are fewer checks
+_COST = 1.4  # of an image in a check, over that of training on it: measured 1.1 to 1.35 (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,12 @@ class Checks:
             least: Fewer images say nothing.
             most: More say no more.
             seconds_each: Measured seconds of one image; used only where the run ends by the clock. Elsewhere an image
-                is taken to cost as much as training on it.
+                is taken to cost 1.4 times as much as training on it.
         """
-        affordable = self.images if self.seconds is None else self.seconds / max(seconds_each, 1e-9)
-        assert affordable is not None
+        if self.seconds is None:
+            assert self.images is not None
+            affordable = self.images / _COST
+        else:
+            affordable = self.seconds / max(seconds_each, 1e-9)
         each = int(share * affordable / (self.num + 2))  # the first one, and the untrained encoder's
         return min(most, max(least, each))

@@ -71,7 +71,7 @@ def pretrain(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the earlier run in --out.")] = False,
     stop_on_collapse: Annotated[
-        bool, typer.Option("--stop-on-collapse", help="Fail (exit 6) when features become constant.")
+        bool, typer.Option("--stop-on-collapse", help="Fail (exit 6) when features collapse.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, why, and what to expect.")
