@@ -23,7 +23,7 @@ _RANKME_EPS = 1e-7  # of RankMe's paper
 _ROUNDING = 1e-10  # relative variance that float32 targets have by rounding alone
 
 # Thresholds of `judge`; spread = feature_std · √D. Measured with small ViTs: untrained encoders have 0.6 on photographs
-# and 0.1 on rendered scenes; docs/log.md has the runs that these were chosen on, and those that they were tried on.
+# and 0.1 on rendered scenes. Chosen on some thirty short runs, not yet confirmed on others (docs/log.md).
 COLLAPSED_SPREAD = 0.05
 """Where nothing is known of the untrained encoder: below it under 0.25 % of a feature's squared length differs."""
 COLLAPSED_SHARE = 0.15
