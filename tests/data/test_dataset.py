@@ -1,8 +1,9 @@
 import io
 import json
+import warnings
 import weakref
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -137,6 +138,19 @@ def test_few_large_images_are_held_at_once(
     batch = data.batch(np.arange(40), 0, seed=0) if training else data.evaluation_batch(np.arange(40))
     assert len(batch.images) == 40
     assert most <= 12  # 32 MiB of images of 3 MiB, and the one that is being decoded
+
+
+def test_warnings_are_hidden_once_for_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(make_folder(tmp_path, num=10), cache="never")
+    set_filter, calls = warnings.filterwarnings, []
+
+    def count(*args: Any, **options: Any) -> None:
+        calls.append(args)
+        set_filter(*args, **options)
+
+    monkeypatch.setattr("warnings.filterwarnings", count)
+    data.evaluation_batch(np.arange(10))
+    assert 0 < len(calls) <= 2, "it takes longer than to decode a small image"
 
 
 def test_nothing_but_bad_images_is_an_error_that_says_why(tmp_path: Path) -> None:

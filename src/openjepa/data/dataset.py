@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from openjepa.data.bad_files import BadFile, count_kinds
-from openjepa.data.decode import BadImage, Detail, decode
+from openjepa.data.decode import BadImage, Detail, decode, quiet
 from openjepa.data.sources import Source
 from openjepa.data.views import Images, Interpolation, centre_box, coin_flips, crop_boxes, resize
 from openjepa.errors import DataError
@@ -168,11 +168,12 @@ class ImageDataset:
         """
         views = np.empty((len(flips), self.channels, *self.image_size), np.uint8)
         done = 0
-        while held := _next_few(images):
-            part = slice(done, done + len(held))
-            views[part] = resize(held, boxes(held, part), flips[part], self.image_size, self.interpolation)
-            done = part.stop
-            held.clear()  # before the next are decoded, not after
+        with quiet:
+            while held := _next_few(images):
+                part = slice(done, done + len(held))
+                views[part] = resize(held, boxes(held, part), flips[part], self.image_size, self.interpolation)
+                done = part.stop
+                held.clear()  # before the next are decoded, not after
         return views[:done]
 
     def _batch(
