@@ -171,7 +171,9 @@ class ImageDataset:
         with quiet:
             while held := _next_few(images):
                 part = slice(done, done + len(held))
-                views[part] = resize(held, boxes(held, part), flips[part], self.image_size, self.interpolation)
+                views[part] = resize(
+                    held, boxes(held, part), flips[part], self.image_size, self.interpolation
+                )
                 done = part.stop
                 held.clear()  # before the next are decoded, not after
         return views[:done]
