@@ -50,9 +50,9 @@ def test_both_stages_of_the_default(images: Path) -> None:
             > 0
         )
         assert sum(times.values()) == pytest.approx(float(rows["**a step**"][column].strip("*")), rel=0.02)
-    assert float(rows["target pass"][2]) > 10 * float(
-        rows["target pass"][0]
-    )  # only cuts patches in the first stage
+    # The first stage only cuts patches; what the teacher says serves four steps, over which its time is spread.
+    assert 4 * float(rows["kept targets"][2]) > 10 * float(rows["target pass"][0])
+    assert float(rows["target pass"][2]) == 0
     assert "batch 16" in text
     assert "vit_mini" in text
 
