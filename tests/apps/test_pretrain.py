@@ -346,10 +346,14 @@ def test_a_teacher_is_renewed_at_equal_parts_of_a_run(
 def test_a_run_that_goes_on_within_a_generation_has_its_teacher_and_what_it_said(
     photos: Path, tmp_path: Path
 ) -> None:
-    settings = ("--steps", "8", "--set", "ema.generations=2", "--set", "objective.whole_weight=1")
+    settings = ("--steps", "40", "--set", "ema.generations=2", "--set", "objective.whole_weight=1")
+    settings += (
+        "--set",
+        "objective.target_reuse=3",
+    )  # blocks of 48 steps: the teacher is renewed, and the run killed,
     assert run(options(photos, tmp_path / "whole", *settings)).returncode == 0
     killed = options(photos, tmp_path / "killed", *settings)
-    assert run(killed, OPENJEPA_FAILPOINT="step-7").returncode == -signal.SIGKILL
+    assert run(killed, OPENJEPA_FAILPOINT="step-37").returncode == -signal.SIGKILL  # within one
     assert run([*killed, "--resume"]).returncode == 0
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert any(name.startswith("teacher.") for name in whole)

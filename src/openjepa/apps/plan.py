@@ -8,13 +8,16 @@ is the same on every machine.
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from openjepa.apps.stage import open_dataset
 from openjepa.config import Config
-from openjepa.data.dataset import ImageDataset, spread
+from openjepa.data.dataset import spread
+from openjepa.data.decode import BadImage
 from openjepa.data.sources import Source
 from openjepa.hub import model_of
 from openjepa.masks import make_masks
@@ -147,17 +150,22 @@ def forecast(config: Config, source: Source) -> Forecast | None:
 
 
 def _loading_seconds(config: Config, source: Source) -> float:
-    """Decoding and cropping, for an image, on one thread."""
+    """One thread's time for an image before the model sees it: cropping, and decoding unless all are kept in memory."""
     data = config.data
-    dataset = ImageDataset(
-        source, image_size=data.image_size, channels=data.channels, crop_scale=data.crop_scale,
-        crop_aspect=data.crop_aspect, flip=data.flip, interpolation=data.interpolation, min_side=data.min_side,
-        cache="never",
-    )  # fmt: skip
-    samples = spread(len(source), _LOOKED_AT)
+    uncached = config.model_copy(update={"data": data.model_copy(update={"cache": "never"})})
+    dataset, samples = open_dataset(uncached, source), spread(len(source), _LOOKED_AT)
+    start, shapes = time.process_time(), set[tuple[int, ...]]()
+    for index in samples.tolist():
+        with suppress(BadImage):
+            shapes.add(dataset.pixels(index).shape)
+    decoding = time.process_time() - start
     start = time.process_time()
     dataset.evaluation_batch(samples)
-    return (time.process_time() - start) / len(samples)
+    loading = time.process_time() - start
+    num_bytes = len(source) * max(map(math.prod, shapes), default=0)
+    if data.cache == "auto" and len(shapes) == 1 and num_bytes <= data.cache_bytes:
+        loading = max(0.0, loading - decoding)
+    return loading / len(samples)
 
 
 def _step_seconds(config: Config) -> float:

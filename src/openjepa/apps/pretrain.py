@@ -105,7 +105,6 @@ def pretrain(
         overwrite: Remove what an earlier run wrote in ``out``; any other folder is refused.
         stop_on_collapse: End the run with an error when its features have become constant, or at its end only
             tell the position.
-
         dry_run: Only say what would be done, why, and what to expect; nothing is written.
 
     Raises:

@@ -189,8 +189,12 @@ class ImageDataset:
         labels = None if self.labels is None else self.labels[np.asarray(shown, np.int64)]
         return Batch(torch.from_numpy(views), samples, epochs, labels, tuple(bad))
 
-    def _read(self, index: int) -> Images:
-        """The pixels (H, W, C) of an image, or BadImage."""
+    def pixels(self, index: int) -> Images:
+        """The pixels (H, W, C) of an image, as large as its views need them.
+
+        Raises:
+            BadImage: It cannot be used.
+        """
         if index in self._bad:
             raise BadImage(self._bad[index])
         if self.images is not None:
@@ -202,7 +206,7 @@ class ImageDataset:
         """The pixels of images that can be read; adds to ``good`` and ``bad``."""
         for index in indices:
             try:
-                yield self._read(index)  # held by no name here while the next one is decoded
+                yield self.pixels(index)  # held by no name here while the next one is decoded
             except BadImage as error:
                 bad.append(BadFile(self.source.path(index), str(error)))
             else:
@@ -217,7 +221,7 @@ class ImageDataset:
                 draw = uniform(seed, "substitute", epoch, sample, attempt, num=1).item()
                 index = int(draw * len(self))
             try:
-                image = self._read(index)
+                image = self.pixels(index)
             except BadImage as error:
                 found.append(BadFile(self.source.path(index), str(error)))
             else:
@@ -242,7 +246,7 @@ class ImageDataset:
             bad = {}
             for index in range(start, min(start + _DECODED_TOGETHER, len(self))):
                 try:
-                    image = self._read(index)
+                    image = self.pixels(index)
                 except BadImage as error:
                     bad[index] = str(error)
                 else:
@@ -264,7 +268,7 @@ class ImageDataset:
         """Shape of the first good image, None where the first hundred are bad."""
         for index in range(min(100, len(self))):
             try:
-                return self._read(index).shape
+                return self.pixels(index).shape
             except BadImage:
                 continue
         return None

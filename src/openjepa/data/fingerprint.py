@@ -9,6 +9,7 @@ while a run must be able to go on after its data were copied to another disk.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +30,10 @@ _READ_TOGETHER = 256  # images, a task of the threads
 _GONE = b"gone"
 
 
-class Fingerprints:
+class Fingerprints(ABC):
     """The identity of a source of files, computed when it is first asked for.
 
-    A class that has this as its base has ``names``, ``listing`` and ``read``.
+    A class that has this as its base has ``names`` and ``listing``, and reads.
     """
 
     names: Names
@@ -62,9 +63,9 @@ class Fingerprints:
             return self.fingerprint
         return f"{self.fingerprint} {self.listing.place} {self.listing.changes}"
 
+    @abstractmethod
     def read(self, index: int) -> bytes:
         """The bytes of an image."""
-        raise NotImplementedError
 
     def _hash(self, indices: NDArray[np.int64]) -> bytes:
         """Digests of a stretch of images, end to end; one that cannot be read has a mark of its own."""
