@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +32,15 @@ def remembered(what: str, facts: Mapping[str, Any], measure: Callable[[], _Value
 
     Args:
         what: What is measured.
-        facts: What it depends on beside processor, PyTorch and instruction set: JSON values.
+        facts: What it depends on beside this program, processor, PyTorch and instruction set: JSON values.
         measure: Called where it was not measured before.
     """
-    machine = [processor(), torch.__version__, *(os.environ.get(name, "") for name in _INSTRUCTIONS)]
+    machine = [
+        version("openjepa"),
+        processor(),
+        torch.__version__,
+        *(os.environ.get(name, "") for name in _INSTRUCTIONS),
+    ]
     key = json.dumps([what, machine, dict(facts)], sort_keys=True)
     kept = _read()
     if key in kept:

@@ -36,7 +36,7 @@ def make_optimizers(
         name: adamw or muon.
         betas: AdamW's.
         muon_ratio: Length of Muon's updates over AdamW's at the same learning rate.
-        dtype: What Muon computes products of whole matrices in.
+        dtype: What Muon computes in.
     """
     hidden = [
         parameter
