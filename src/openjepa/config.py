@@ -28,11 +28,11 @@ class DataConfig(Section):
     batch_size: int = Field(64, ge=1)
     """Images a step, over all devices and accumulated parts."""
     num_workers: int = Field(0, ge=0)
-    """Processes that decode; unused when the data set is cached in memory."""
+    """Processes that decode; unused where all images are kept in memory."""
     cache: Literal["auto", "never"] = "auto"
-    """auto: images of one shape that fit in `cache_bytes` are decoded once and kept in memory."""
+    """auto: decoded images are kept in memory, as many as fit in `cache_bytes`."""
     cache_bytes: int = Field(2 * 2**30, ge=0)
-    """Most memory, in bytes, that cached images may take."""
+    """Most memory, in bytes, that kept images may take."""
     crop_scale: Range = (0.3, 1.0)
     """Area of the random crop as a fraction of the image (authors' code: 0.3 to 1)."""
     crop_aspect: Range = (3 / 4, 4 / 3)

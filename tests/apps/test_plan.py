@@ -37,7 +37,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0.1 * rows * columns / 64
 
     monkeypatch.setattr(planning, "_step_seconds", seconds)
-    monkeypatch.setattr(planning, "_loading_seconds", lambda config, source: 0.0)
+    monkeypatch.setattr(planning, "_loading_seconds", lambda *_: (0.0, 0.0))
 
 
 def planned(data: Path, *, method: str = "ijepa", **budget: float) -> tuple[Config, Forecast | None]:

@@ -1,5 +1,6 @@
 import io
 import json
+import pickle
 import warnings
 import weakref
 from pathlib import Path
@@ -74,8 +75,8 @@ def test_cached_or_not_the_batches_are_the_same(tmp_path: Path, size: int) -> No
         pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         (tmp_path / "class1" / f"{number}.png").write_bytes(png(pixels))
     cached, fresh = dataset(folder, size=size), dataset(folder, size=size, cache="never")
-    assert cached.images is not None
-    assert fresh.images is None
+    assert cached.cached
+    assert not fresh.cached
     for epoch in range(3):
         batch = cached.batch(np.arange(40), epoch, seed=5)
         assert_equal(batch, fresh.batch(np.arange(40), epoch, seed=5))
@@ -169,15 +170,26 @@ def test_evaluation_leaves_bad_images_out(tmp_path: Path) -> None:
     assert nothing.images.shape == (0, 3, 16, 16)
 
 
-def test_only_images_of_one_shape_that_fit_are_cached(tmp_path: Path) -> None:
-    source = open_source(make_folder(tmp_path, num=10, bad=(0,)))
+def test_images_are_kept_as_long_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(make_folder(tmp_path, num=10))
     memory = 10 * 16 * 16 * 3
-    assert ImageDataset(source, image_size=(8, 8), cache_bytes=memory).images is not None
-    assert ImageDataset(source, image_size=(8, 8), cache_bytes=memory - 1).images is None
-    Image.new("RGB", (16, 17)).save(tmp_path / "class1" / "09.png")
-    data = ImageDataset(source, image_size=(8, 8))
-    assert data.images is None
-    assert [Path(file.path).name for file in data.evaluation_batch([0, 9]).bad] == ["00.png"]
+    assert ImageDataset(source, image_size=(8, 8), cache_bytes=memory).cached
+    assert not ImageDataset(source, image_size=(8, 8), cache_bytes=memory - 1).cached
+    Image.new("RGB", (17, 33)).save(tmp_path / "class1" / "09.png")  # takes more than two others do
+    data = ImageDataset(source, image_size=(8, 8), cache_bytes=memory)
+    assert not data.cached
+    data.evaluation_batch(range(9))
+    in_a_worker = pickle.loads(pickle.dumps(data))
+    decoded: list[int] = []
+    read = type(source).read
+    monkeypatch.setattr(
+        type(source), "read", lambda self, index: (decoded.append(index), read(self, index))[1]
+    )
+    for dataset, expected in ((data, [9]), (in_a_worker, [0, 9])):
+        decoded.clear()
+        for _ in range(2):
+            assert len(dataset.evaluation_batch([0, 9]).samples) == 2
+        assert decoded == expected * 2
 
 
 @pytest.mark.parametrize("flip", [False, True])

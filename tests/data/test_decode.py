@@ -200,6 +200,18 @@ def test_large_jpegs_are_decoded_at_the_size_that_is_enough(
     assert decode(jpeg(*size)).shape == (*size, 3)
 
 
+def test_grey_jpegs_are_decoded_as_coloured_ones_are() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (260, 270), dtype=np.uint8)
+    raw = encode(grey, "JPEG", quality=92)
+    with Image.open(io.BytesIO(raw)) as image:
+        expected = np.asarray(image)
+    for channels in (1, 3):
+        np.testing.assert_array_equal(
+            decode(raw, channels=channels), expected[..., None].repeat(channels, axis=2)
+        )
+        assert decode(raw, channels=channels, detail=Detail(130, 130**2)).shape == (130, 135, channels)
+
+
 def test_every_crop_of_a_reduced_image_is_as_large_as_its_view() -> None:
     """The smallest crop has 0.3 of the area and an aspect of 3/4 or 4/3."""
     enough = Detail.for_views((96, 96))

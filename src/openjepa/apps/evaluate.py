@@ -42,6 +42,7 @@ from openjepa.settings import load_config
 
 _log = logging.getLogger(__name__)
 PROTOCOLS_BY_DEFAULT = ("knn", "linear", "logistic")
+_KEPT_BYTES = 2**29  # of decoded images, for protocols that look at them more than once; of each split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +308,7 @@ class _Evaluation:
             image_size=self.preprocess.image_size,
             channels=self.preprocess.channels,
             interpolation=self.preprocess.interpolation,
+            cache_bytes=_KEPT_BYTES,
         )
 
     def _save_head(self, folder: Path, heads: dict[str, tuple[Head, Sequence[str]]]) -> None:

@@ -139,7 +139,8 @@ def forecast(config: Config, source: Source) -> Forecast | None:
     seconds = 60 * budget.max_minutes
     runtime = resolve_runtime(config.runtime, shapes=[])
     config = config.model_copy(update={"runtime": runtime})
-    loading = _loading_seconds(config, source) * batch / (runtime.threads or 1)
+    decoding, cropping = _loading_seconds(config, source, seconds)
+    loading = (decoding + cropping) * batch / (runtime.threads or 1)
     first_steps = 0
     if share:
         stage = load_config({**with_method(config.model_dump(mode="json"), first.method), "first_stage": {}})
@@ -149,23 +150,24 @@ def forecast(config: Config, source: Source) -> Forecast | None:
     return Forecast(first_steps, steps, (first_steps + steps) * batch, seconds)
 
 
-def _loading_seconds(config: Config, source: Source) -> float:
-    """One thread's time for an image before the model sees it: cropping, and decoding unless all are kept in memory."""
-    data = config.data
-    uncached = config.model_copy(update={"data": data.model_copy(update={"cache": "never"})})
+def _loading_seconds(config: Config, source: Source, seconds: float) -> tuple[float, float]:
+    """One thread's time for an image before the model sees it: for decoding and for cropping.
+
+    Images that are kept in memory are decoded once: within ``seconds`` there is no time for more of them than that.
+    """
+    uncached = config.model_copy(update={"data": config.data.model_copy(update={"cache": "never"})})
     dataset, samples = open_dataset(uncached, source), spread(len(source), _LOOKED_AT)
-    start, shapes = time.process_time(), set[tuple[int, ...]]()
+    start = time.process_time()
     for index in samples.tolist():
         with suppress(BadImage):
-            shapes.add(dataset.pixels(index).shape)
-    decoding = time.process_time() - start
+            dataset.pixels(index)
+    decoding = (time.process_time() - start) / len(samples)
     start = time.process_time()
     dataset.evaluation_batch(samples)
-    loading = time.process_time() - start
-    num_bytes = len(source) * max(map(math.prod, shapes), default=0)
-    if data.cache == "auto" and len(shapes) == 1 and num_bytes <= data.cache_bytes:
-        loading = max(0.0, loading - decoding)
-    return loading / len(samples)
+    cropping = max(0.0, (time.process_time() - start) / len(samples) - decoding)
+    if config.data.cache == "auto" and dataset.fits(config.data.cache_bytes):
+        decoding *= min(1.0, len(source) * decoding / seconds)
+    return decoding, cropping
 
 
 def _step_seconds(config: Config) -> float:

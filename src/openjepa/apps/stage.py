@@ -223,7 +223,7 @@ def _summary(run: Run, source: Source) -> list[str]:
     runtime, budget = config.runtime, config.own_budget
     count = sum(parameter.numel() for parameter in run.method.context_encoder.parameters())
     length = run.length
-    kept = "cached in memory" if run.loader.dataset.images is not None else "decoded as needed"
+    kept = "kept in memory" if run.loader.dataset.cached else "decoded as needed"
     against = f"{length:,} steps" if length else f"{budget.max_minutes:g} minutes"
     lines = [
         f"data     {source.name}: {len(source):,} images, {kept}",

@@ -1,8 +1,8 @@
 """Batches of views, each a pure function of what is asked: no generator, no order of calls, no state.
 
-Small data sets whose images share one shape are decoded once, into memory; all others are decoded as
-they are asked for, in the loader's workers. Both give the same batches to the last bit. Images are resized
-a few at a time as they are decoded, so that a batch of large photographs holds few of them at their full size.
+Images are decoded when they are first asked for, and kept as long as there is room; whether they are changes no bit
+of a batch. They are resized a few at a time as they are decoded, so that a batch of large photographs holds few of
+them at their full size.
 
 Bad images are skipped: in training another, drawn from the seed, takes the place of one, so that
 positions keep their meaning; in evaluation they are left out.
@@ -10,9 +10,8 @@ positions keep their meaning; in evaluation they are left out.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from openjepa.errors import DataError
 from openjepa.rng import uniform
 
 _SUBSTITUTES = 20  # images tried in the place of a bad one; where half of all are bad, 1 in 10^6 finds none
-_DECODED_TOGETHER = 256  # images, a task of the threads that fill the cache
+_LOOKED_AT = 32  # images, by which it is judged whether all fit into memory
 _HELD_BYTES = (
     32 * 2**20
 )  # of decoded images that wait to be resized: 59 of 500 x 375 px, one of 12 megapixels
@@ -69,11 +68,11 @@ class ImageDataset:
         flip: Mirror half of the training views.
         interpolation: Filter of the resize.
         min_side: Least side of an image in pixels; smaller ones are bad.
-        cache: "auto" decodes once, now, if all images share a shape and fit; "never" as they are asked for.
-        cache_bytes: Most memory the decoded images may take.
+        cache: "auto" keeps decoded images for the next time, "never" does not.
+        cache_bytes: Most memory that they may take; the rest are decoded each time.
 
     Attributes:
-        images: (N, H, W, C) uint8 when cached (rows of bad images are 0), else None.
+        cached: Whether all images will be kept, as far as a few of them tell.
         labels: (N,) int64, -1 unknown; None where the source has none.
     """
 
@@ -100,11 +99,15 @@ class ImageDataset:
         self.flip = flip
         self.interpolation = interpolation
         self.min_side = min_side
-        self.images: Images | None = None
         self._detail = Detail.for_views(image_size, crop_scale, crop_aspect)
-        self._bad: dict[int, str] = {}  # of the cached images: index -> reason
-        if cache == "auto":
-            self._fill_cache(cache_bytes)
+        self._room = cache_bytes if cache == "auto" else 0
+        self._kept: dict[int, Images] = {}
+        self._bad: dict[int, str] = {}  # of the images that were to be kept: index -> reason
+        self.cached = self.fits(self._room)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process keeps no images: each worker would keep others, and as many."""
+        return {**self.__dict__, "_room": 0, "_kept": {}, "_bad": {}}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -195,12 +198,30 @@ class ImageDataset:
         Raises:
             BadImage: It cannot be used.
         """
+        if (image := self._kept.get(index)) is not None:
+            return image
         if index in self._bad:
             raise BadImage(self._bad[index])
-        if self.images is not None:
-            return self.images[index]
-        raw = self.source.read(index)
-        return decode(raw, channels=self.channels, min_side=self.min_side, detail=self._detail)
+        try:
+            raw = self.source.read(index)
+            image = decode(raw, channels=self.channels, min_side=self.min_side, detail=self._detail)
+        except BadImage as error:
+            if self._room:
+                self._bad[index] = str(error)
+            raise
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._kept[index] = image
+        return image
+
+    def fits(self, num_bytes: int) -> bool:
+        """Whether all images together, decoded, take at most so many bytes, as far as a few of them tell."""
+        if not num_bytes:
+            return False
+        good: list[int] = []
+        looked_at = spread(len(self), _LOOKED_AT).tolist()
+        sizes = [image.nbytes for image in self._readable(looked_at, good, [])]
+        return bool(sizes) and len(self) * sum(sizes) <= num_bytes * len(sizes)
 
     def _readable(self, indices: Iterable[int], good: list[int], bad: list[BadFile]) -> Iterator[Images]:
         """The pixels of images that can be read; adds to ``good`` and ``bad``."""
@@ -233,45 +254,6 @@ class ImageDataset:
             f"{count_kinds(Counter(file.kind for file in found))}. The first was {found[0].path}. "
             "Repair or remove the bad images, or give other data."
         )
-
-    def _fill_cache(self, cache_bytes: int) -> None:
-        """Decode all images into one array if they share a shape and fit; otherwise leave no trace."""
-        shape = self._first_shape()
-        if shape is None or len(self) * int(np.prod(shape)) > cache_bytes:
-            return
-        images = np.zeros((len(self), *shape), np.uint8)
-
-        def decode_from(start: int) -> dict[int, str] | None:
-            """Decode a stretch; the bad ones with their reasons, or None at an image of another shape."""
-            bad = {}
-            for index in range(start, min(start + _DECODED_TOGETHER, len(self))):
-                try:
-                    image = self.pixels(index)
-                except BadImage as error:
-                    bad[index] = str(error)
-                else:
-                    if image.shape != shape:
-                        return None
-                    images[index] = image
-            return bad
-
-        bad: dict[int, str] = {}
-        with ThreadPoolExecutor() as pool:  # Pillow and zlib decode without the interpreter's lock
-            for found in pool.map(decode_from, range(0, len(self), _DECODED_TOGETHER)):
-                if found is None:
-                    pool.shutdown(cancel_futures=True)
-                    return
-                bad |= found
-        self.images, self._bad = images, bad
-
-    def _first_shape(self) -> tuple[int, ...] | None:
-        """Shape of the first good image, None where the first hundred are bad."""
-        for index in range(min(100, len(self))):
-            try:
-                return self.pixels(index).shape
-            except BadImage:
-                continue
-        return None
 
 
 def _next_few(images: Iterator[Images]) -> list[Images]:

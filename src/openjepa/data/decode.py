@@ -88,7 +88,7 @@ def decode(
         raw: A file's bytes, or an array (H, W) or (H, W, C) of numbers.
         channels: Channels wanted, C.
         min_side: Least height and width in pixels.
-        detail: What is enough: a colour JPEG that is larger is decoded at a half, a quarter or an eighth of its size,
+        detail: What is enough: a JPEG that is larger is decoded at a half, a quarter or an eighth of its size,
             which takes a third of the time or less.
 
     Returns:
@@ -205,12 +205,12 @@ def _check_size(width: int, height: int, min_side: int) -> None:
 def _load(raw: bytes, min_side: int, detail: Detail) -> Image.Image | NDArray[np.uint8] | None:
     """The upright image of a file, its size checked before its pixels are decoded; None if unidentified.
 
-    Plain colour JPEGs come as pixels (H, W, 3): simplejpeg gives those of Pillow a quarter sooner.
+    Plain JPEGs, grey ones too, come as pixels (H, W, 3): simplejpeg gives those of Pillow a quarter sooner.
     """
     try:
         with Image.open(io.BytesIO(raw), formats=_formats()) as image:
             _check_size(*image.size, min_side)
-            if image.format == "JPEG" and image.mode == "RGB" and _turn(image) is None:
+            if image.format == "JPEG" and image.mode in ("RGB", "L") and _turn(image) is None:
                 try:
                     return _decode_jpeg(raw, image.size, detail)
                 except ValueError:

@@ -38,8 +38,8 @@ class Loader:
         dataset: The images.
         batch_size: Images a step, over all ranks.
         seed: The run's seed.
-        num_workers: Processes that decode. A cached data set is not decoded any more, so none are
-            started for it, whatever the number; then, and with 0, a thread works one batch ahead.
+        num_workers: Processes that decode. None are started for a data set of which all images are kept in
+            memory, whatever the number; then, and with 0, a thread works one batch ahead.
         rank: Which contiguous part of every batch, of ...
         world_size: ... how many.
 
@@ -138,7 +138,7 @@ def _compute(
     make: Callable[[int], Batch], steps: range, dataset: ImageDataset, num_workers: int
 ) -> Iterator[Batch]:
     """``map(make, steps)``, computed ahead: by a thread or by worker processes."""
-    if num_workers and dataset.images is None:
+    if num_workers and not dataset.cached:
         return _in_workers(make, steps, num_workers)
     return _one_ahead(make, steps)
 
