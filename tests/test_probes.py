@@ -18,19 +18,22 @@ from openjepa.data.sources import open_source
 from openjepa.errors import CollapseError, UserError
 from openjepa.evals.run import evaluate
 from openjepa.health import feature_std, rankme
+from openjepa.inputs import prepare
 from openjepa.masks import make_masks
 from openjepa.methods import build
 from openjepa.models.architecture import Architecture
-from openjepa.probes import HealthProbe, KnnProbe, OnlineProbe, prepare, stop_on_collapse
+from openjepa.probes import HealthProbe, KnnProbe, OnlineProbe, StopOnCollapse
 
 HEALTHY: dict[str, Any] = {
     "step": 500, "progress": 0.5, "rankme": 9.0, "feature_std": 0.04, "explained_variance": 0.3, "position_gap": 0.5,
 }  # fmt: skip
 
 
-def ends(row: dict[str, Any]) -> bool:
+def ends(*rows: dict[str, Any]) -> bool:
+    stop = StopOnCollapse(num_features=128)
     try:
-        stop_on_collapse(row, num_features=128)
+        for row in rows:
+            stop(row)
     except CollapseError:
         return True
     return False
@@ -42,14 +45,21 @@ def ends(row: dict[str, Any]) -> bool:
     ids=["healthy", "healthy at the end", "position at the start", "hard to predict"],
 )
 def test_runs_that_go_on(changes: dict[str, float]) -> None:
-    assert not ends(HEALTHY | changes)
+    assert not ends(HEALTHY | changes, HEALTHY | changes)
+
+
+def test_a_collapse_must_be_seen_twice_in_a_row() -> None:
+    collapsed = HEALTHY | {"feature_std": 1e-4}
+    without_health = {"step": 510, "progress": 0.5, "loss": 1.0}
+    assert not ends(collapsed, HEALTHY, collapsed)
+    assert ends(collapsed, without_health, collapsed)
 
 
 def test_a_masked_autoencoder_is_not_ended_by_the_position_gap() -> None:
     row = HEALTHY | {"position_gap": -0.002, "explained_variance": -0.1, "progress": 1.0}
-    stop_on_collapse(row, num_features=128, method="mae")
+    StopOnCollapse(num_features=128, method="mae")(row)
     with pytest.raises(CollapseError, match="position only"):
-        stop_on_collapse(row, num_features=128)
+        StopOnCollapse(num_features=128)(row)
 
 
 def test_a_line_without_health_says_nothing() -> None:
@@ -59,14 +69,14 @@ def test_a_line_without_health_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"feature_std": 1e-4}, "step 500: collapsed"),
+        ({"feature_std": 1e-4, "progress": 1.0}, "step 500: collapsed"),
         ({"rankme": float("nan")}, "broken"),
         ({"position_gap": 0.001, "progress": 1.0}, "position only"),
     ],
 )
 def test_runs_that_end(changes: dict[str, float], words: str) -> None:
     with pytest.raises(CollapseError, match=words) as error:
-        stop_on_collapse(HEALTHY | changes, num_features=128)
+        StopOnCollapse(num_features=128)(HEALTHY | changes)
     assert error.value.exit_code == 6
 
 

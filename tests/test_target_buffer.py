@@ -38,9 +38,11 @@ def crops(loader: Loader, *, start: int = 0, num: int, reuse: int, row_bytes: in
     return list(TargetBuffer(loader, Teacher(), reuse=reuse, row_bytes=row_bytes).iterate(start, num))
 
 
-def test_without_reuse_each_step_has_its_own_batch_and_no_targets(loader: Loader) -> None:
-    for step, found in enumerate(crops(loader, num=5, reuse=1)):
-        assert found.targets is None
+@pytest.mark.parametrize("ask", [False, True])
+def test_without_reuse_each_step_has_its_own_batch(loader: Loader, ask: bool) -> None:
+    buffer = TargetBuffer(loader, Teacher() if ask else None, reuse=1, row_bytes=1)
+    for step, found in enumerate(buffer.iterate(0, 5)):
+        assert (found.targets is not None) == ask
         assert found.turn == 0
         assert torch.equal(found.batch.images, loader.batch(step).images)
 

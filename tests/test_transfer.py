@@ -20,6 +20,7 @@ from openjepa import checkpoint
 from openjepa.errors import CheckpointError, CollapseError, Preempted, UserError
 from openjepa.methods import IJEPA, build
 from openjepa.models.architecture import Architecture
+from openjepa.probes import StopOnCollapse
 from openjepa.transfer import adapt_channels, start_from
 
 SHAPE = Architecture((32, 32), (8, 8), 3, 16, 2, 2, 2.0, 8, 1, 2)
@@ -206,11 +207,11 @@ def test_a_signal_in_the_last_step_of_a_first_stage_is_answered(
 def test_what_ends_a_collapsed_run_comes_after_its_last_state_was_saved(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(row: dict[str, Any], **options: Any) -> None:
+    def stop(self: StopOnCollapse, row: dict[str, Any]) -> None:
         if row["step"] == 3:
             raise CollapseError("collapsed")
 
-    monkeypatch.setattr("openjepa.apps.stage.stop_on_collapse", stop)
+    monkeypatch.setattr(StopOnCollapse, "__call__", stop)
     with pytest.raises(CollapseError):
         two_stages(photos, tmp_path / "run", "first_stage.method=none", stop_on_collapse=True)
     saved = checkpoint.load_latest(tmp_path / "run" / "checkpoints")

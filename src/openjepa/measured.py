@@ -16,7 +16,7 @@ import platformdirs
 import torch
 
 _log = logging.getLogger(__name__)
-_Value = TypeVar("_Value", bool, float, str)
+_Value = TypeVar("_Value", bool, float, str, list[float])
 _INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
 """Environment variables that forbid a processor some of its instructions: with them it is another machine."""
 
@@ -45,7 +45,7 @@ def remembered(what: str, facts: Mapping[str, Any], measure: Callable[[], _Value
     kept = _read()
     if key in kept:
         _log.debug("%s: measured earlier; remove %s to measure again", what, machine_file())
-        return kept[key]  # JSON keeps booleans, numbers and texts as they are
+        return kept[key]  # JSON keeps booleans, numbers, texts and lists as they are
     value = measure()
     _write({**_read(), key: value})
     return value

@@ -5,8 +5,10 @@ draws no random number that the run uses.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,6 @@ from torch import Tensor
 
 from openjepa.checks import HEALTH_SHARE, KNN_SHARE, Checks
 from openjepa.data.dataset import Batch, ImageDataset, spread
-from openjepa.data.preprocess import normalise
 from openjepa.errors import CollapseError, DataError, UserError
 from openjepa.evals.features import Encoder
 from openjepa.evals.knn import knn
@@ -23,6 +24,7 @@ from openjepa.evals.protocols import NUM_LAYERS, OWN_LABELS
 from openjepa.evals.result import figures
 from openjepa.evals.run import check, evaluate
 from openjepa.health import Health, Untrained, has_plateaued, judge_row, measure
+from openjepa.inputs import prepare
 from openjepa.masks import Masks, MaskSampler
 from openjepa.methods import Method
 
@@ -103,17 +105,33 @@ def _see(model: Method, images: Tensor, masks: Masks) -> tuple[Tensor, Tensor, T
     return features.cpu(), out.full_targets.float().cpu(), out.predictions.float().cpu()
 
 
-def stop_on_collapse(
-    row: dict[str, Any], *, num_features: int, method: str = "ijepa", generations: int = 0
-) -> None:
-    """End a run that has collapsed by a line of its metrics; lines without health pass. Arguments as `judge_row`'s.
+class StopOnCollapse:
+    """Ends a run that has collapsed, by the lines of its metrics; those without health say nothing.
 
-    Raises:
-        CollapseError: What was measured, and what to try.
+    A run may cross the line once and recover (docs/log.md), so that two checks in a row must say it, unless features
+    are not even numbers or the run is over. Arguments as those of `judge_row`.
     """
-    verdict = judge_row(row, num_features=num_features, method=method, generations=generations)
-    if verdict is not None and verdict.kind == "collapsed":
-        raise CollapseError(f"stopped at step {row['step']:,}: {verdict.words}")
+
+    def __init__(self, *, num_features: int, method: str = "ijepa", generations: int = 0) -> None:
+        self._judge = partial(judge_row, num_features=num_features, method=method, generations=generations)
+        self._before = False
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Look at the next line.
+
+        Raises:
+            CollapseError: What was measured, and what to try.
+        """
+        verdict = self._judge(row)
+        if verdict is None:
+            return
+        collapsed = verdict.kind == "collapsed"
+        certain = row["progress"] >= 1 or not all(
+            math.isfinite(row[name]) for name in Health.__dataclass_fields__
+        )
+        if collapsed and (certain or self._before):
+            raise CollapseError(f"stopped at step {row['step']:,}: {verdict.words}")
+        self._before = collapsed
 
 
 class KnnProbe:
@@ -268,13 +286,6 @@ class OnlineProbe:
         found = figures(result["protocols"])
         self._say("online   " + ", ".join(f"{name} {value:.1%}" for name, value in found.items()))
         return {f"{name.replace(' ', '_')}_top1": round(value, 4) for name, value in found.items()}
-
-
-def prepare(images: Tensor, model: Method) -> Tensor:
-    """uint8 images (B, c, h, w) as this model takes them, on its device."""
-    assert model.preprocess is not None
-    device = model.context_encoder.pos_embed.device
-    return normalise(images.to(device), mean=model.preprocess.mean, std=model.preprocess.std)
 
 
 def _rounded(health: Health, untrained: Untrained) -> dict[str, float]:

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from openjepa import checkpoint
 from openjepa.checks import Checks
 from openjepa.config import BudgetConfig, Config
 from openjepa.data.dataset import Batch
 from openjepa.data.loader import Loader
-from openjepa.data.preprocess import normalise
+from openjepa.descriptions import Descriptions
+from openjepa.inputs import prepare
 from openjepa.masks import MaskSampler
 from openjepa.methods import Method, Targets
 from openjepa.methods.whole_image import with_whitening
@@ -42,8 +42,7 @@ class Run:
         probes: Measurements at every health check.
         on_row: Called with every line of metrics (for progress bars).
         on_batch: Called with every batch (for counting bad files).
-        describe: Fits whole-image targets to the teacher where that was not done, or anew (true), for methods that
-            have them.
+        descriptions: Whole-image targets, for methods that have them.
         targets: The crops of each step, with their targets where these serve several steps.
         step: Optimiser steps done.
         seconds: Time spent training, over the lives of all processes.
@@ -58,7 +57,7 @@ class Run:
     probes: Sequence[Probe] = ()
     on_row: Callable[[dict[str, Any]], None] = lambda row: None
     on_batch: Callable[[Batch], None] = lambda batch: None
-    describe: Callable[[bool], None] | None = None
+    descriptions: Descriptions | None = None
     targets: TargetBuffer = field(init=False)
     step: int = 0
     seconds: float = 0.0
@@ -80,7 +79,7 @@ class Run:
         pixels = math.prod(shape.image_size) * shape.in_channels
         self.targets = TargetBuffer(
             self.loader,
-            self._ask,
+            self._ask if self.config.objective.target_reuse > 1 or self.descriptions is not None else None,
             reuse=self.config.objective.target_reuse,
             row_bytes=pixels + 2 * math.prod(shape.grid) * shape.embed_dim,
         )
@@ -152,27 +151,23 @@ class Run:
             self.seconds = self.fabric.broadcast(self.seconds)
         self._step_seconds = self.seconds - before
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """uint8 images (B, c, H, W) as the method takes them, on its device."""
-        preprocess = self.method.preprocess
-        assert preprocess is not None
-        images = images.to(self.fabric.device, non_blocking=True)
-        return normalise(images, mean=preprocess.mean, std=preprocess.std)
-
     def _ask(self, batch: Batch) -> Targets:
         with self.autocast():
-            return self.method.ask(self.prepare(batch.images))
+            asked = self.method.ask(prepare(batch.images, self.method))
+            if self.descriptions is None or asked.whole is None:
+                return asked
+            return asked._replace(whole=self.descriptions.of(batch.samples, asked.whole))
 
-    def describe_images(self, *, anew: bool = False) -> None:
+    def fit_descriptions(self, *, anew: bool = False) -> None:
         """Fit whole-image targets to the teacher, where that was not done, or ``anew``."""
-        if self.describe is not None:
+        if self.descriptions is not None:
             with self.autocast():
-                self.describe(anew)
+                self.descriptions.fit(anew=anew)
 
     def renew_teacher(self) -> None:
         """Let the target encoder as it is now set the targets from here on."""
         self.method.renew_teacher()
-        self.describe_images(anew=True)
+        self.fit_descriptions(anew=True)
         self.targets.forget()
 
     def log(self, row: dict[str, Any], *, measure: bool) -> None:

@@ -26,7 +26,7 @@ class Crops(NamedTuple):
     batch: Batch
     """Images with their samples and epochs."""
     targets: Targets | None
-    """Their targets, float32; None where they are not kept."""
+    """Their targets, float32; None where the step asks for them itself."""
     turn: int
     """How often these crops were seen before."""
 
@@ -36,13 +36,14 @@ class TargetBuffer:
 
     Args:
         loader: The run's batches.
-        ask: What the teacher says of a batch, on the loader's device.
-        reuse: How many steps each crop serves; 1 keeps nothing.
+        ask: What the teacher says of a batch, on the loader's device; None where the steps ask themselves, and each
+            crop serves one.
+        reuse: How many steps each crop serves.
         row_bytes: Bytes of an image and its targets, in half precision: at most 256 MiB are kept.
     """
 
     def __init__(
-        self, loader: Loader, ask: Callable[[Batch], Targets], *, reuse: int, row_bytes: int
+        self, loader: Loader, ask: Callable[[Batch], Targets] | None, *, reuse: int, row_bytes: int
     ) -> None:
         self._loader, self._ask, self._reuse = loader, ask, reuse
         images = max(1, loader.batch_size // loader.world_size)
@@ -55,7 +56,7 @@ class TargetBuffer:
 
     def iterate(self, step: int, num_steps: int) -> Iterator[Crops]:
         """The crops of so many steps from a step on."""
-        if self._reuse == 1:
+        if self._ask is None:
             for batch in self._loader.iterate(step, num_steps):
                 yield Crops(batch, None, 0)
             return

@@ -24,6 +24,7 @@ from openjepa import schedules
 from openjepa.config import Config
 from openjepa.errors import CollapseError, NonFiniteError, Preempted
 from openjepa.failpoint import failpoint
+from openjepa.inputs import prepare
 from openjepa.masks import Masks
 from openjepa.methods import Method, Targets
 from openjepa.run import Run
@@ -161,7 +162,7 @@ def fit(run: Run) -> None:
     objective, *optimizers = fabric.setup(module, *run.optimizers)
     run.method.train()
     run.start_clock()
-    run.describe_images()
+    run.fit_descriptions()
     last_save = run.seconds
     with StopRequest() as stop:
         for crops in run.targets.iterate(run.step, (run.length or _ENDLESS) - run.step):
@@ -206,7 +207,7 @@ def _parts(run: Run, crops: Crops) -> list[Part]:
     masks = run.sampler(seed=config.seed, step=run.step, epochs=epochs, samples=batch.samples).to(
         run.fabric.device
     )
-    images = run.prepare(batch.images)
+    images = prepare(batch.images, run.method)
     size = len(images) // config.optim.accumulate
     targets = [None] * config.optim.accumulate if crops.targets is None else crops.targets.split(size)
     cut = zip(images.split(size), masks.context.split(size), masks.target.split(size), targets, strict=True)

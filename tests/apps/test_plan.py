@@ -1,5 +1,6 @@
 """What `auto` does with a budget: image size, pace and forecast, alike on every machine where the budget is steps."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that needs a tenth of a second for a step of 64 patches, and more for more; loading costs nothing."""
 
-    def seconds(config: Config) -> float:
+    def seconds(config: Config) -> list[float]:
         rows, columns = (
             side // patch for side, patch in zip(config.data.image_size, config.model.patch_size, strict=True)
         )
-        return 0.1 * rows * columns / 64
+        return [0.0, 0.1 * rows * columns / 64]
 
     monkeypatch.setattr(planning, "_step_seconds", seconds)
     monkeypatch.setattr(planning, "_loading_seconds", lambda *_: (0.0, 0.0))
@@ -106,9 +107,24 @@ def test_a_step_is_really_timed(data: Path, tmp_path: Path, monkeypatch: pytest.
     assert other is not None
     assert 10 < one.steps < 100_000
     assert other.steps == pytest.approx(one.steps, rel=0.5)  # loading is timed each time, steps only once
-    assert (
-        len((tmp_path / "machine.json").read_text().splitlines()) == 2 + 3
-    )  # attention and the steps of two stages
+    # Attention, and the steps of two stages.
+    assert len(json.loads((tmp_path / "machine.json").read_text())) == 3
+
+
+@pytest.mark.parametrize(("num", "steps"), [(40, 298), (400_000, 200)])
+def test_images_are_described_once(data: Path, monkeypatch: pytest.MonkeyPatch, num: int, steps: int) -> None:
+    """A step takes 0.05 s and its share of asking, 0.2 s for 64 crops; describing 64 images takes as long."""
+    monkeypatch.setattr(planning, "_step_seconds", lambda config: [0.2, 0.05])
+    monkeypatch.setattr(planning, "_loading_seconds", lambda *_: (0.0, 0.0))
+    source = open_source(data)
+    monkeypatch.setattr(type(source), "__len__", lambda self: num)
+    config = load_config(
+        preset("salt"),
+        changes={"budget.max_minutes": 1.0, "data.batch_size": 64, "first_stage.share": 0.5},
+    )
+    found = forecast(config, source)
+    assert found is not None
+    assert found.steps == pytest.approx(steps, abs=1)
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(

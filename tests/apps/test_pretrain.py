@@ -321,8 +321,8 @@ def test_a_collapsed_run_fails_when_asked_to(photos: Path, tmp_path: Path) -> No
         (same / f"{number}.jpg").write_bytes(source)
     done = run([*options(same, tmp_path / "run", "--steps", "12"), "--stop-on-collapse"])
     assert done.returncode == 6, done.stderr
-    assert "stopped at step 6: collapsed: features are constant" in done.stderr
-    assert rows(tmp_path / "run")[-1]["step"] == 6
+    assert "stopped at step 12: collapsed: features are constant" in done.stderr
+    assert rows(tmp_path / "run")[-1]["step"] == 12
 
 
 def test_a_teacher_is_renewed_at_equal_parts_of_a_run(

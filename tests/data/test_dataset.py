@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from openjepa.data import dataset as dataset_module
 from openjepa.data.bad_files import BadFile, BadFiles
 from openjepa.data.dataset import Batch, ImageDataset
 from openjepa.data.sources import open_source
@@ -176,6 +177,7 @@ def test_images_are_kept_as_long_as_there_is_room(tmp_path: Path, monkeypatch: p
     assert ImageDataset(source, image_size=(8, 8), cache_bytes=memory).cached
     assert not ImageDataset(source, image_size=(8, 8), cache_bytes=memory - 1).cached
     Image.new("RGB", (17, 33)).save(tmp_path / "class1" / "09.png")  # takes more than two others do
+    monkeypatch.setattr(dataset_module, "RECENT_BYTES", 0)
     data = ImageDataset(source, image_size=(8, 8), cache_bytes=memory)
     assert not data.cached
     data.evaluation_batch(range(9))

@@ -11,7 +11,7 @@ from openjepa.hub import model_of
 from openjepa.masks import Masks, make_masks
 from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.methods.method import Targets
-from openjepa.methods.whole_image import WholeImage, whitening, with_whitening
+from openjepa.methods.whole_image import WholeImage, describe, whitening, with_whitening
 from openjepa.models.architecture import Architecture
 from openjepa.presets import preset, with_method
 
@@ -92,8 +92,8 @@ def test_what_whitens_is_saved_and_older_checkpoints_lack_it() -> None:
     one, other = WholeImage(WIDTH, 2), WholeImage(WIDTH, 2)
     one.fit(descriptions(200))
     other.load_state_dict(one.state_dict())
-    layers = descriptions(5)[:, :, None]
-    assert torch.equal(other.targets(layers), one.targets(layers))
+    said = descriptions(5)
+    assert torch.equal(other.targets(said), one.targets(said))
     model = build_ijepa(SHAPE, seed=4)
     model.ask_for_the_whole(1.0)
     state = model.state_dict()
@@ -141,7 +141,9 @@ def test_both_targets_are_of_one_pass_of_the_teacher() -> None:
     asked = model.ask(images)
     assert asked.whole is not None
     torch.testing.assert_close(asked.patches, model.encode_targets(images))
-    torch.testing.assert_close(asked.whole, model.whole_image.targets(model.teacher.layers(images, 4)))
+    torch.testing.assert_close(
+        asked.whole, model.whole_image.targets(describe(model.teacher.layers(images, 4)))
+    )
     assert torch.equal(model(images, masks).loss, model(images, masks, asked).loss)
     halves = asked.split(3)
     assert [len(half.patches) for half in halves] == [3, 3]

@@ -144,9 +144,17 @@ def forecast(config: Config, source: Source) -> Forecast | None:
     first_steps = 0
     if share:
         stage = load_config({**with_method(config.model_dump(mode="json"), first.method), "first_stage": {}})
-        first_steps = int(share * seconds / (_step_seconds(stage) + loading))
-    reuse = config.objective.target_reuse
-    steps = max(1, int((1 - share) * seconds / (_step_seconds(config) + loading / reuse)))
+        first_steps = int(share * seconds / (sum(_step_seconds(stage)) + loading))
+    asking, stepping = _step_seconds(config)
+    reuse, seconds_left = config.objective.target_reuse, (1 - share) * seconds
+    asked = asking + loading
+    if config.objective.whole_weight:  # each image is described as a whole, once
+        crops = seconds_left / ((asked + asking) / reuse + stepping) * batch / reuse
+        if crops > len(source):
+            seconds_left -= asking * len(source) / batch
+        else:
+            asked += asking
+    steps = max(1, int(seconds_left / (asked / reuse + stepping)))
     return Forecast(first_steps, steps, (first_steps + steps) * batch, seconds)
 
 
@@ -170,19 +178,18 @@ def _loading_seconds(config: Config, source: Source, seconds: float) -> tuple[fl
     return decoding, cropping
 
 
-def _step_seconds(config: Config) -> float:
-    """One optimiser step, asking the teacher for its share of it included: measured once a machine."""
+def _step_seconds(config: Config) -> list[float]:
+    """What it takes to ask the teacher about a batch, and the rest of a step: measured once a machine."""
     shape, runtime = architecture_of(config), config.runtime
     facts = {
         "method": config.method, "shape": shape.as_dict(), "batch": config.data.batch_size,
         "masks": config.masks.model_dump(mode="json"), "optimizer": config.optim.name,
-        "reuse": config.objective.target_reuse, "threads": runtime.threads, "precision": runtime.precision,
-        "device": runtime.device,
+        "threads": runtime.threads, "precision": runtime.precision, "device": runtime.device,
     }  # fmt: skip
-    return remembered("seconds a step", facts, lambda: _timed_step(config))
+    return remembered("seconds to ask and to step", facts, lambda: _timed_step(config))
 
 
-def _timed_step(config: Config) -> float:
+def _timed_step(config: Config) -> list[float]:
     """The measurement, on images of noise."""
     torch.set_num_threads(config.runtime.threads or 1)
     shape, runtime, batch = architecture_of(config), config.runtime, config.data.batch_size
@@ -222,4 +229,4 @@ def _timed_step(config: Config) -> float:
             optimizer.zero_grad()
         asking.append(middle - start)
         stepping.append(clock() - middle)
-    return min(asking[1:]) / config.objective.target_reuse + min(stepping[1:])
+    return [min(asking[1:]), min(stepping[1:])]

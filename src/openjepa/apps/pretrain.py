@@ -25,7 +25,7 @@ from openjepa.data.statistics import look
 from openjepa.errors import UserError
 from openjepa.hub import load
 from openjepa.overwrite import check_run, refuse_sources
-from openjepa.presets import Images, Settings, preset, with_method
+from openjepa.presets import Images, Settings, derive, paced, preset, with_method
 from openjepa.progress import TrainingProgress
 from openjepa.reference_config import from_reference_config, is_reference_config
 from openjepa.resume import check_changes, check_data, with_measured
@@ -260,7 +260,7 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
     elif request.preset == "auto":
         base = _planned(request, source, layers)
     else:
-        base = preset(request.preset)
+        base = _paced(preset(request.preset), source, layers)
     config = _resolved(base, layers)
     if config.budget.model_dump(exclude_none=True) == {}:
         raise UserError("how long to train? Give --max-minutes M, --epochs E or --steps N")
@@ -301,6 +301,13 @@ def _planned(request: _Request, source: Source, layers: dict[str, Any]) -> Setti
     words = choice.reason if ahead is None else f"{choice.reason}; expects {ahead.words(len(source))}"
     _log.info("preset auto: %s", words)
     return {**choice.settings, "plan": words}
+
+
+def _paced(base: Settings, source: Source, layers: dict[str, Any]) -> Settings:
+    """A preset's settings, those that follow the length of the run set for this one."""
+    config = _resolved(base, layers)
+    ahead = forecast(config, source) if config.method == "ijepa" and base["preset"] == "salt" else None
+    return base if ahead is None else derive(base, paced(ahead.steps))
 
 
 def _say_plan(config: Config, source: Source) -> None:

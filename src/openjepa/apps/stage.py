@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,19 @@ from lightning_fabric import Fabric
 from openjepa import checkpoint
 from openjepa.config import Config
 from openjepa.data.bad_files import BadFile, BadFiles, count_kinds
-from openjepa.data.dataset import ImageDataset, spread
+from openjepa.data.dataset import ImageDataset
 from openjepa.data.loader import Loader
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import channel_statistics
-from openjepa.descriptions import NUM_CROPS, fit_whitening
+from openjepa.descriptions import Descriptions
 from openjepa.errors import UserError
 from openjepa.health import judge_row
 from openjepa.hub import load, model_of
 from openjepa.masks import MaskSampler, make_masks
-from openjepa.methods import IJEPA, Method
+from openjepa.methods import IJEPA
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.models.transformer import set_attention_path
-from openjepa.probes import HealthProbe, KnnProbe, OnlineProbe, stop_on_collapse
+from openjepa.probes import HealthProbe, KnnProbe, OnlineProbe, StopOnCollapse
 from openjepa.run import Probe, Run
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_runtime, resolved_attention
@@ -96,19 +95,23 @@ def train(config: Config, stage: Stage) -> None:
         say(f"start    {start_from(method, load(earlier), name=str(earlier))}")
     set_attention_path(method, resolved_attention(config.runtime))
 
+    facts: dict[str, Any] = {
+        "num_features": architecture.embed_dim, "method": config.method, "generations": config.ema.generations,
+    }  # fmt: skip
+    stop = StopOnCollapse(**facts)
+
     def watch(row: dict[str, Any]) -> None:
         stage.on_row(row)
-        facts: dict[str, Any] = {"method": config.method, "generations": config.ema.generations}
-        verdict = judge_row(row, num_features=architecture.embed_dim, **facts)
+        verdict = judge_row(row, **facts)
         if verdict is not None:
             say(f"health   {verdict.words}")
         if stage.stop_on_collapse:
-            stop_on_collapse(row, num_features=architecture.embed_dim, **facts)
+            stop(row)
 
     run = Run(
         config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder, on_row=watch,
         on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
-        describe=partial(_describe, method, config, dataset) if config.objective.whole_weight else None,
+        descriptions=Descriptions(method, loader) if config.objective.whole_weight else None,
     )  # fmt: skip
     run.probes = _probes(stage, run, dataset, sampler)
     if saved is not None:
@@ -129,27 +132,6 @@ def train(config: Config, stage: Stage) -> None:
         say(f"report   {_report(run, folder.path)}")
     if bad_files.kinds:
         say(f"images skipped: {count_kinds(bad_files.kinds)}; listed in bad_files.jsonl")
-
-
-def _describe(method: Method, config: Config, dataset: ImageDataset, anew: bool) -> None:
-    """Fit whole-image targets to what the teacher says about a sample of crops."""
-    assert isinstance(method, IJEPA)
-    assert method.whole_image is not None
-    if method.whole_image.fitted and not anew:
-        return
-    # Crops as in training, several of each image where there are few: they vary more than whole images do.
-    places = np.arange(NUM_CROPS)
-    samples, epochs = (
-        spread(len(dataset), NUM_CROPS)[places % min(len(dataset), NUM_CROPS)],
-        places // len(dataset),
-    )
-    fit_whitening(
-        method,
-        (
-            dataset.batch(samples[start : start + 64], epochs[start : start + 64], config.seed)
-            for start in range(0, NUM_CROPS, 64)
-        ),
-    )
 
 
 def _report(run: Run, folder: Path) -> Path:

@@ -11,7 +11,7 @@ positions keep their meaning; in evaluation they are left out.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from openjepa.data.bad_files import BadFile, count_kinds
 from openjepa.data.decode import BadImage, Detail, decode, quiet
+from openjepa.data.image_memory import RECENT_BYTES, ImageMemory
 from openjepa.data.sources import Source
 from openjepa.data.views import Images, Interpolation, centre_box, coin_flips, crop_boxes, resize
 from openjepa.errors import DataError
@@ -100,14 +101,10 @@ class ImageDataset:
         self.interpolation = interpolation
         self.min_side = min_side
         self._detail = Detail.for_views(image_size, crop_scale, crop_aspect)
-        self._room = cache_bytes if cache == "auto" else 0
-        self._kept: dict[int, Images] = {}
+        self._memory = ImageMemory(cache_bytes, RECENT_BYTES) if cache == "auto" else ImageMemory(0)
+        self._keeps = cache == "auto"
         self._bad: dict[int, str] = {}  # of the images that were to be kept: index -> reason
-        self.cached = self.fits(self._room)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy in another process keeps no images: each worker would keep others, and as many."""
-        return {**self.__dict__, "_room": 0, "_kept": {}, "_bad": {}}
+        self.cached = self._keeps and self.fits(cache_bytes)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -198,7 +195,7 @@ class ImageDataset:
         Raises:
             BadImage: It cannot be used.
         """
-        if (image := self._kept.get(index)) is not None:
+        if (image := self._memory.get(index)) is not None:
             return image
         if index in self._bad:
             raise BadImage(self._bad[index])
@@ -206,18 +203,14 @@ class ImageDataset:
             raw = self.source.read(index)
             image = decode(raw, channels=self.channels, min_side=self.min_side, detail=self._detail)
         except BadImage as error:
-            if self._room:
+            if self._keeps:
                 self._bad[index] = str(error)
             raise
-        if image.nbytes <= self._room:
-            self._room -= image.nbytes
-            self._kept[index] = image
+        self._memory.put(index, image)
         return image
 
     def fits(self, num_bytes: int) -> bool:
         """Whether all images together, decoded, take at most so many bytes, as far as a few of them tell."""
-        if not num_bytes:
-            return False
         good: list[int] = []
         looked_at = spread(len(self), _LOOKED_AT).tolist()
         sizes = [image.nbytes for image in self._readable(looked_at, good, [])]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from openjepa.masks import Masks
 from openjepa.methods.losses import Loss, pick_patches
 from openjepa.methods.method import Method, Output, TargetNorm, Targets
-from openjepa.methods.whole_image import NUM_LAYERS, WholeImage
+from openjepa.methods.whole_image import NUM_LAYERS, WholeImage, describe
 from openjepa.models.architecture import Architecture
 from openjepa.models.predictor import Predictor
 from openjepa.models.transformer import init_weights
@@ -105,11 +105,11 @@ class IJEPA(Method):
 
     @torch.no_grad()
     def ask(self, images: Tensor) -> Targets:
-        """As `Method.ask`; both targets are of one pass of the teacher."""
+        """As `Method.ask`; both targets are of one pass of the teacher, that of the whole image of the view at hand."""
         if self.teacher is None or self.whole_image is None or not self.whole_image.fitted:
             return super().ask(images)
         layers = self.teacher.layers(images, NUM_LAYERS)  # (B, L, N, D)
-        return Targets(self.normalise_targets(layers[:, -1]), self.whole_image.targets(layers))
+        return Targets(self.normalise_targets(layers[:, -1]), self.whole_image.targets(describe(layers)))
 
     def _pixel_loss(self, images: Tensor, masks: Masks, out: Output) -> Tensor:
         pixels = self.context_encoder.patch_embed.cut(images)

@@ -1,7 +1,7 @@
-"""The whole image as one more target: what a frozen teacher says about a view as a whole, whitened over images.
+"""The whole image as one more target: what a frozen teacher says about an image as a whole, whitened over images.
 
 Hidden patches ask for what is near them. This asks, from the same visible patches, for the mean of all patches of the
-view, in which every direction counts as much as another: without whitening, colour and brightness would be most of
+image, in which every direction counts as much as another: without whitening, colour and brightness would be most of
 it. Whitened targets for their own sake: arXiv 2007.06346, which has them instead of a frozen teacher.
 
 Shapes: B images of a batch, N images of a sample, C context blocks, Nc patches in each, P patches of a view, L layers,
@@ -62,10 +62,10 @@ class WholeImage(nn.Module):
         self.mean.copy_(mean)
         self.basis.copy_(basis)
 
-    def targets(self, layers: Tensor) -> Tensor:
-        """Whitened description of each view: the teacher's last layers (B, L, P, D) -> (B, K) float32."""
-        with torch.autocast(layers.device.type, enabled=False):
-            return (layers.float().mean(dim=2).flatten(1) - self.mean) @ self.basis
+    def targets(self, descriptions: Tensor) -> Tensor:
+        """Whitened descriptions: (B, L, D) -> (B, K) float32."""
+        with torch.autocast(descriptions.device.type, enabled=False):
+            return (descriptions.float().flatten(1) - self.mean) @ self.basis
 
     def forward(self, context: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error between predicted and whitened targets; about 1 for an uninformative prediction.
@@ -76,6 +76,11 @@ class WholeImage(nn.Module):
         """
         answers = self.head(context.mean(dim=2)).float()  # (B, C, K)
         return F.mse_loss(answers, targets[:, None].expand_as(answers))
+
+
+def describe(layers: Tensor) -> Tensor:
+    """What a teacher's last layers say about views as a whole: the mean over patches, (B, L, P, D) -> (B, L, D)."""
+    return layers.float().mean(dim=2)
 
 
 def whitening(descriptions: Tensor) -> tuple[Tensor, Tensor]:

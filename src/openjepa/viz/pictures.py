@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.data.dataset import ImageDataset, spread
+from openjepa.inputs import prepare
 from openjepa.masks import MaskSampler
 from openjepa.methods import Method
-from openjepa.probes import prepare
 
 Picture = NDArray[np.uint8]
 
