@@ -17,7 +17,7 @@ from openjepa.methods.whole_image import NUM_LAYERS, describe
 from openjepa.rng import permute
 
 _TOGETHER = 32  # images described in one pass
-_NUM_FITTED = (
+NUM_FITTED = (
     2048  # images that whitening is fitted to: thrice the numbers that a small encoder describes one with
 )
 
@@ -46,7 +46,7 @@ class Descriptions:
             self._known[:] = False
         if self._whole.fitted and not anew:
             return
-        first = range(-(-min(_NUM_FITTED, len(self._known)) // _TOGETHER))
+        first = range(-(-min(NUM_FITTED, len(self._known)) // _TOGETHER))
         found = [(samples, said) for samples, said in map(self._describe, first) if len(samples)]
         self._whole.fit(torch.cat([said for _, said in found]))
         for samples, said in found:

@@ -58,8 +58,9 @@ def test_a_run_is_its_images_and_what_its_teacher_describes() -> None:
     ]
     each = [image_flops(settings, context_patches=16, target_patches=tokens) for tokens in (48, 32)]
     assert pretraining_flops(settings, rows, num_images=100) == pytest.approx(1280 * sum(each) / 2)
-    assert description_flops(settings, num_images=100) == 0
+    assert description_flops(settings, num_images=100, crops=1000) == 0
     salt = config("masks.name=random", "objective.whole_weight=2", "ema.generations=2", "init_from=x")
     forward = 4 * (24 * 64 * 128**2 + 4 * 64**2 * 128) + 2 * 64 * 48 * 128
-    assert description_flops(salt, num_images=100) == pytest.approx(2 * 2048 * forward)
-    assert description_flops(salt, num_images=10**7) == pytest.approx(2 * 2048 * forward)
+    for num_images, crops, described in ((100, 1000, 100), (10**7, 10**4, 5000), (10**7, 1000, 2048)):
+        found = description_flops(salt, num_images=num_images, crops=crops)
+        assert found == pytest.approx(2 * described * forward)

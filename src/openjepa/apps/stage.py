@@ -108,10 +108,14 @@ def train(config: Config, stage: Stage) -> None:
         if stage.stop_on_collapse:
             stop(row)
 
+    descriptions = None
+    if config.objective.whole_weight:
+        assert isinstance(method, IJEPA), "the configuration was checked for it"
+        descriptions = Descriptions(method, loader)
     run = Run(
         config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder, on_row=watch,
         on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
-        descriptions=Descriptions(method, loader) if config.objective.whole_weight else None,
+        descriptions=descriptions,
     )  # fmt: skip
     run.probes = _probes(stage, run, dataset, sampler)
     if saved is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from openjepa.config import Config
-from openjepa.descriptions import NUM_CROPS
+from openjepa.descriptions import NUM_FITTED
 from openjepa.masks import make_masks
 from openjepa.methods.maskfeat import num_numbers
 from openjepa.models.architecture import Architecture, architecture_of
@@ -36,7 +36,8 @@ def pretraining_flops(config: Config, rows: Sequence[Mapping[str, Any]], *, num_
         pair: image_flops(config, context_patches=pair[0], target_patches=pair[1]) for pair in set(tokens)
     }
     trained = rows[-1]["images"] * statistics.mean(costs[pair] for pair in tokens)
-    return trained + description_flops(config, num_images=num_images)
+    crops = rows[-1]["images"] / config.objective.target_reuse
+    return trained + description_flops(config, num_images=num_images, crops=crops)
 
 
 def image_flops(config: Config, *, context_patches: int, target_patches: int) -> float:
@@ -55,12 +56,20 @@ def image_flops(config: Config, *, context_patches: int, target_patches: int) ->
     return target_pass / config.objective.target_reuse + 3 * num_contexts * trained
 
 
-def description_flops(config: Config, *, num_images: int) -> float:
-    """Operations of the teacher's passes over whole images, before they are targets; 0 where there are none."""
+def description_flops(config: Config, *, num_images: int, crops: float) -> float:
+    """Operations of the teacher's passes over whole images, where they are targets.
+
+    Args:
+        config: Resolved settings.
+        num_images: Of the data set.
+        crops: That the teacher was asked about: the image of each is described once by each teacher.
+    """
     if not config.objective.whole_weight:
         return 0.0
     shape = architecture_of(config)
-    return config.ema.generations * NUM_CROPS * _encoder(shape, math.prod(shape.grid))
+    generations = config.ema.generations
+    described = min(num_images, max(NUM_FITTED, crops / generations))
+    return generations * described * _encoder(shape, math.prod(shape.grid))
 
 
 def _encoder(shape: Architecture, tokens: int) -> float:
