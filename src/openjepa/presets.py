@@ -5,6 +5,7 @@ Chosen by name, or by the size of the images:
     openjepa pretrain photos --out run --preset standard
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -34,7 +35,7 @@ def small() -> Settings:
 
 
 def salt() -> Settings:
-    """As `small`, but a masked autoencoder of the run's first quarter, held still, says what is to be predicted.
+    """As `small`, but a masked autoencoder of the run's first part, held still, says what is to be predicted.
 
     Of hidden patches and, with more weight, of the whole image. The student begins as a copy of it. A static teacher
     for latent prediction: SALT (arXiv 2509.24317).
@@ -47,6 +48,18 @@ def salt() -> Settings:
             "objective": {"whole_weight": 2.0, "target_reuse": 4},
         },
     )
+
+
+def first_share(steps: float) -> float:
+    """Share of a run of `salt` that its first stage takes, by the optimiser steps of both stages.
+
+    A teacher needs some hundred steps before it has something to say: half of a run of two thousand, a quarter from
+    eight thousand on (docs/log.md).
+
+    Args:
+        steps: Of both stages together, above 0.
+    """
+    return round(min(0.5, max(0.25, 0.5 - math.log2(steps / 2000) / 8)), 3)
 
 
 def paced(steps: float) -> Settings:
@@ -230,7 +243,7 @@ def choose_preset(
             reasons.append(
                 "the encoder to start from is the teacher"
                 if from_weights
-                else "a masked autoencoder of the first quarter teaches the rest"
+                else "a masked autoencoder, trained first, teaches the rest"
             )
     chosen = preset(name)
     batch_size = min(chosen["data"]["batch_size"], 1 << (images.number.bit_length() - 1))

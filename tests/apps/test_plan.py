@@ -13,7 +13,7 @@ from openjepa.apps.plan import Forecast, forecast, plan
 from openjepa.config import Config
 from openjepa.data.sources import open_source
 from openjepa.errors import UserError
-from openjepa.presets import Images, Settings, preset
+from openjepa.presets import Images, Settings, first_share, preset
 from openjepa.settings import load_config
 
 PHOTOGRAPHS = Images(side=224, number=40)
@@ -60,7 +60,8 @@ def test_more_time_buys_larger_images(data: Path, minutes: float, size: int) -> 
     assert ahead is not None
     steps = 60 * minutes / (0.1 * (size / 32) ** 2)
     assert ahead.total == pytest.approx(steps, rel=0.01)
-    assert ahead.first_steps == pytest.approx(steps / 4, rel=0.01)
+    assert ahead.first_steps == pytest.approx(steps * first_share(steps), rel=0.01)
+    assert config.first_stage.share == first_share(steps)
     assert ahead.images == ahead.total * config.data.batch_size
 
 
@@ -69,6 +70,8 @@ def test_the_pace_follows_the_length(data: Path) -> None:
     (short, _), (long, _) = planned(data, max_minutes=2), planned(data, max_minutes=60)
     assert short.optim.lr > long.optim.lr
     assert short.ema.end < long.ema.end
+    assert short.first_stage.share == 0.5
+    assert 0.25 <= long.first_stage.share < 0.3
     assert short.first_stage.lr == long.first_stage.lr == 2e-3
 
 
@@ -76,7 +79,7 @@ def test_a_run_by_steps_asks_no_machine(data: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(planning, "_step_seconds", lambda config: pytest.fail("measured"))
     few, ahead = planned(data, steps=600)
     assert few.data.image_size == (32, 32)
-    assert ahead == Forecast(first_steps=150, steps=450, images=600 * 32, seconds=None)
+    assert ahead == Forecast(first_steps=300, steps=300, images=600 * 32, seconds=None)
     many, _ = planned(data, steps=20_000)
     assert many.data.image_size == (64, 64)
 
@@ -134,7 +137,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     openjepa.pretrain(data=data, out=tmp_path / "run", steps=8, dry_run=True)
     assert not (tmp_path / "run").exists()
     assert "salt, 8 × 8 patches of 4 px" in caplog.text
-    assert "expects about 2 + 6 steps, 256 images" in caplog.text
+    assert "expects about 4 + 4 steps, 256 images" in caplog.text
     config = load_config(yaml.safe_load(capsys.readouterr().out))
     assert config.plan in caplog.text
     assert config.budget.steps == 8

@@ -33,6 +33,7 @@ from openjepa.presets import (
     candidates,
     choose_preset,
     derive,
+    first_share,
     paced,
     with_method,
 )
@@ -115,9 +116,32 @@ def plan(
         if found is not None and (ahead is None or ahead.total < ENOUGH_STEPS.get(across, math.inf)):
             break
         choice, found = tried, ahead
-    if found is not None and choice.settings["preset"] == "salt":
-        choice = replace(choice, settings=derive(choice.settings, paced(found.steps)))
+    if found is not None and method == "ijepa":
+        settings, found = at_pace(choice.settings, source, resolve, found)
+        choice = replace(choice, settings=settings)
     return choice, found
+
+
+def at_pace(
+    settings: Settings, source: Source, resolve: Resolve, found: Forecast
+) -> tuple[Settings, Forecast]:
+    """A preset's settings, those that follow the length of the run set for this one.
+
+    Args:
+        settings: Of a preset.
+        source: The images.
+        resolve: As for `plan`.
+        found: How far the run would come with the preset as it is.
+
+    Returns:
+        The settings, and how far the run comes with them.
+    """
+    if settings["preset"] != "salt":
+        return settings, found
+    if found.first_steps:
+        settings = derive(settings, {"first_stage": {"share": first_share(found.total)}})
+        found = forecast(resolve(settings), source) or found
+    return derive(settings, paced(found.steps)), found
 
 
 def forecast(config: Config, source: Source) -> Forecast | None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from openjepa import checkpoint
 from openjepa.allocator import keep_freed_memory
-from openjepa.apps.plan import forecast, plan
+from openjepa.apps.plan import at_pace, forecast, plan
 from openjepa.apps.stage import Stage, train
 from openjepa.config import Config
 from openjepa.data.sources import Source, open_source
@@ -25,7 +25,7 @@ from openjepa.data.statistics import look
 from openjepa.errors import UserError
 from openjepa.hub import load
 from openjepa.overwrite import check_run, refuse_sources
-from openjepa.presets import Images, Settings, derive, paced, preset, with_method
+from openjepa.presets import Images, Settings, preset, with_method
 from openjepa.progress import TrainingProgress
 from openjepa.reference_config import from_reference_config, is_reference_config
 from openjepa.resume import check_changes, check_data, with_measured
@@ -307,7 +307,11 @@ def _paced(base: Settings, source: Source, layers: dict[str, Any]) -> Settings:
     """A preset's settings, those that follow the length of the run set for this one."""
     config = _resolved(base, layers)
     ahead = forecast(config, source) if config.method == "ijepa" and base["preset"] == "salt" else None
-    return base if ahead is None else derive(base, paced(ahead.steps))
+    return (
+        base
+        if ahead is None
+        else at_pace(base, source, lambda settings: _resolved(settings, layers), ahead)[0]
+    )
 
 
 def _say_plan(config: Config, source: Source) -> None:
