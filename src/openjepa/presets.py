@@ -53,13 +53,13 @@ def salt() -> Settings:
 def first_share(steps: float) -> float:
     """Share of a run of `salt` that its first stage takes, by the optimiser steps of both stages.
 
-    A teacher needs some hundred steps before it has something to say: half of a run of two thousand, a quarter from
-    eight thousand on (docs/log.md).
+    A teacher needs some hundred steps before it has something to say: half of a run of a thousand, a quarter from
+    four thousand on (docs/log.md).
 
     Args:
         steps: Of both stages together, above 0.
     """
-    return round(min(0.5, max(0.25, 0.5 - math.log2(steps / 2000) / 8)), 3)
+    return round(min(0.5, max(0.25, 0.5 - math.log2(steps / 1000) / 8)), 3)
 
 
 def paced(steps: float) -> Settings:

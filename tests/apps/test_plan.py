@@ -70,7 +70,7 @@ def test_the_pace_follows_the_length(data: Path) -> None:
     (short, _), (long, _) = planned(data, max_minutes=2), planned(data, max_minutes=60)
     assert short.optim.lr > long.optim.lr
     assert short.ema.end < long.ema.end
-    assert short.first_stage.share == 0.5
+    assert 0.45 < short.first_stage.share <= 0.5
     assert 0.25 <= long.first_stage.share < 0.3
     assert short.first_stage.lr == long.first_stage.lr == 2e-3
 
