@@ -154,6 +154,8 @@ def test_what_is_dumped_is_what_is_loaded() -> None:
         ("data.batch_size=0", "data.batch_size"),
         ("data.crop_scale=[1, 0.3]", "data.crop_scale"),
         ("optim.lr", "KEY=VALUE"),
+        ("optim.lr={", "the value can't be read"),
+        ("seed=18446744073709551616", "seed"),
     ],
 )
 def test_a_mistake_names_the_key(override: str, words: str) -> None:

@@ -12,7 +12,7 @@ from openjepa.masks import make_masks
 from openjepa.methods.ijepa import IJEPA, build_ijepa
 from openjepa.models.architecture import Architecture
 from openjepa.muon import Muon, orthogonal
-from openjepa.optim import load_optimizer_tensors, make_optimizers, optimizer_tensors
+from openjepa.optim import load_optimizer_tensors, make_optimizers, moments_to_parameters, optimizer_tensors
 
 SHAPE = Architecture((16, 16), (4, 4), 3, 16, 2, 2, 2.0, 8, 1, 2)
 SHAPES = [(24, 8), (8, 24), (8, 24), (16, 16)]
@@ -100,3 +100,16 @@ def test_a_run_goes_on_from_saved_moments_as_if_it_had_not_stopped() -> None:
     assert train(other, again, steps=range(3, 6)) == train(model, optimizers, steps=range(3, 6))
     with pytest.raises(CheckpointError, match="another model or optimiser"):
         load_optimizer_tensors(other, make_optimizers(other), saved)
+
+
+def test_moments_follow_their_parameters_to_another_device() -> None:
+    """A resumed run reads them before the model is moved, to a GPU for example; "meta" stands for one here."""
+    parameter = nn.Parameter(torch.empty(3, device="meta"))
+    optimizer = torch.optim.AdamW([parameter])
+    optimizer.state[parameter] = {
+        "step": torch.ones(()),
+        "exp_avg": torch.ones(3),
+        "exp_avg_sq": torch.ones(3),
+    }
+    moments_to_parameters([optimizer])
+    assert {value.device.type for value in optimizer.state[parameter].values()} == {"meta"}

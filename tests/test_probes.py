@@ -1,6 +1,7 @@
 """Which lines of metrics end a run, and what is said of a k-NN that watches it."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from openjepa.checks import Checks
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.preprocess import Preprocess
 from openjepa.data.sources import open_source
-from openjepa.errors import CollapseError, UserError
+from openjepa.errors import CollapseError, DataError, UserError
 from openjepa.evals.run import evaluate
 from openjepa.health import feature_std, rankme
 from openjepa.inputs import prepare
@@ -105,6 +106,40 @@ def test_the_watching_knn_compares_with_the_untrained_encoder_and_tells_a_platea
     assert sum(calls) == 24  # asked once, for both data sets
     assert said[0] == "k-NN     100.0% of 12 test images, from 12; untrained 50.0%"
     assert said[5].endswith("no longer helps")
+
+
+def test_the_watching_knn_compares_classes_by_name(tmp_path: Path) -> None:
+    """Each data set numbers its own classes: here the second numbers them the other way round."""
+    manifests = []
+    for split, names in (("train", ("dark", "light")), ("test", ("light", "dark"))):
+        lines = ["path,label"]
+        for name in names:
+            for number in range(4):
+                file = tmp_path / f"{split}-{name}-{number}.png"
+                file.write_bytes(
+                    encode(np.full((32, 32, 3), {"dark": 60, "light": 200}[name] + number, np.uint8))
+                )
+                lines.append(f"{file.name},{name}")
+        lines.append(f"{split}-{names[0]}-0.png,")  # of no class
+        manifests.append(tmp_path / f"{split}.csv")
+        manifests[-1].write_text("\n".join(lines) + "\n")
+    train, test = (ImageDataset(open_source(path), image_size=(32, 32)) for path in manifests)
+    model = build(
+        "ijepa", Architecture((32, 32), (8, 8), 3, 16, 1, 2, 2.0, 8, 1, 2), loss="mse", target_norm="layer"
+    )
+    model.preprocess = Preprocess.imagenet((32, 32), 3)
+    said: list[str] = []
+    assert KnnProbe(train, test, untrained=model.target_encoder, say=said.append)(model.eval()) == {
+        "knn_top1": 1.0
+    }
+    assert "of 8 test images, from 8" in said[0]
+    other = replace(test.source, classes=("red", "green"))
+    with pytest.raises(
+        DataError, match=r"no image is of a class that --eval-train .* has: 'red', 'green' and"
+    ):
+        KnnProbe(
+            train, ImageDataset(other, image_size=(32, 32)), untrained=model.target_encoder, say=said.append
+        )
 
 
 def test_protocols_run_now_and_then_and_draw_nothing_of_the_run(tmp_path: Path) -> None:

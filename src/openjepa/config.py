@@ -260,7 +260,7 @@ class Config(Section):
     """Checkpoint whose weights the run starts with, and whose encoder it has (`--init-from`)."""
     plan: str = ""
     """What `--preset auto` chose, why, and what it expected."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the weights, the order of samples, crops and masks."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

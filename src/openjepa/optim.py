@@ -71,6 +71,17 @@ def optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimiz
     }
 
 
+def moments_to_parameters(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Move the moments to where their parameters are: those of a resumed run were read before the model was moved."""
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(
+                    value, Tensor
+                ):  # the count of steps too: a fused AdamW has it beside its parameter
+                    state[name] = value.to(parameter.device)
+
+
 def load_optimizer_tensors(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:

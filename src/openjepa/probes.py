@@ -17,9 +17,11 @@ from torch import Tensor
 
 from openjepa.checks import HEALTH_SHARE, KNN_SHARE, Checks
 from openjepa.data.dataset import Batch, ImageDataset, spread
+from openjepa.data.sources import Source
 from openjepa.errors import CollapseError, DataError, UserError
 from openjepa.evals.features import Encoder
 from openjepa.evals.knn import knn
+from openjepa.evals.labels import some
 from openjepa.evals.protocols import NUM_LAYERS, OWN_LABELS
 from openjepa.evals.result import figures
 from openjepa.evals.run import check, evaluate
@@ -166,8 +168,14 @@ class KnnProbe:
                 raise DataError(
                     f"{option} {dataset.source.name}: has no labels; use a folder with one folder a class"
                 )
-        self._train = train.evaluation_batch(spread(len(train), num_train))
-        self._test = test.evaluation_batch(spread(len(test), num_test))
+        names = train.source.classes
+        self._train = _labelled(train.evaluation_batch(spread(len(train), num_train)), train.source, names)
+        self._test = _labelled(test.evaluation_batch(spread(len(test), num_test)), test.source, names)
+        if not set(np.asarray(self._test.labels)) & set(np.asarray(self._train.labels)):
+            raise DataError(
+                f"--eval-test {test.source.name}: no image is of a class that --eval-train {train.source.name} has: "
+                f"{some(test.source.classes)} and {some(names)}"
+            )
         self._checks = checks
         self._untrained: Encoder | float = untrained  # then its accuracy
         self._found: list[float] = []
@@ -215,6 +223,18 @@ class KnnProbe:
         )
         labels = [torch.from_numpy(np.asarray(part.labels)) for part in (self._train, self._test)]
         return knn(bank, labels[0], queries, labels[1]).top1
+
+
+def _labelled(batch: Batch, source: Source, names: Sequence[str]) -> Batch:
+    """Those images of a batch that have a label, as its place in ``names``, and -1 where it is no such class.
+
+    Every data set numbers its own classes.
+    """
+    assert batch.labels is not None
+    places = {name: place for place, name in enumerate(names)}
+    rows = np.flatnonzero(batch.labels >= 0)
+    table = np.array([places.get(name, -1) for name in source.classes], np.int64)
+    return Batch(batch.images[rows], batch.samples[rows], batch.epochs[rows], table[batch.labels[rows]])
 
 
 def _spread_batch(batch: Batch, num: int) -> Batch:

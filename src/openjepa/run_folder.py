@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from openjepa.config import Config
 from openjepa.errors import UserError
+from openjepa.metrics import read_rows
 from openjepa.overwrite import is_run, mark, remove_run
 from openjepa.runtime import environment
 from openjepa.settings import dump_config
@@ -91,13 +92,10 @@ class RunFolder:
         )
 
     def cut_metrics(self, step: int) -> None:
-        """Drop the lines after a step, and a line that a kill left half written."""
+        """Drop the lines after a step, and those that a kill or a crash broke."""
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
+        kept = [json.dumps(row) + "\n" for row in read_rows(self.metrics) if row["step"] <= step]
         draft = self.metrics.with_suffix(".tmp")
         draft.write_text("".join(kept), encoding="utf-8")
         draft.replace(self.metrics)

@@ -61,10 +61,22 @@ def resolved_attention(runtime: RuntimeConfig) -> AttentionPath:
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores that this process may use: those it is held to, fewer where a container has a quota of their time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _core_quota(Path("/sys/fs/cgroup"))
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _core_quota(folder: Path) -> float | None:
+    """Cores' worth of time that a control group allows, by version 2 or 1 of Linux's; None where it does not say."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+            if float(quota) > 0 and float(period) > 0:  # version 1 has -1 for no limit
+                return float(quota) / float(period)
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None
 
 
 def fastest_attention(

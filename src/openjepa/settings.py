@@ -57,6 +57,29 @@ def load_config(
         UserError: A file that can't be read, an unknown key (with a suggestion), a wrong type or value.
     """
     tree = _copy(base)
+    layers = asked_for(file=file, overrides=overrides, changes=changes)
+    masks = tree.get("masks", {})
+    if layers.get("masks.name", masks.get("name")) != masks.get("name"):
+        tree["masks"] = {}  # the base's settings are those of another sampler
+    for key, value in layers.items():
+        set_key(tree, key, value, schema=schema)
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def asked_for(
+    *,
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What the layers of `load_config` ask for, by dotted key; the last layer that names a key wins.
+
+    Raises:
+        UserError: A file or a value that can't be read.
+    """
     layers: list[tuple[str, Any]] = []
     if file is not None:
         layers += _flatten(read_yaml(file))
@@ -64,17 +87,16 @@ def load_config(
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text!r}: expected KEY=VALUE, for example --set optim.lr=1e-3")
-        layers.append((key.strip(), yaml.safe_load(value)))
+        try:
+            layers.append((key.strip(), yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            reason = getattr(error, "problem", None) or "it is no YAML"
+            raise UserError(
+                f"--set {text!r}: the value can't be read: {reason}; put texts with special characters in quotes, "
+                f"as in --set '{key.strip()}=\"…\"'"
+            ) from None
     layers += (changes or {}).items()
-    masks = tree.get("masks", {})
-    if dict(layers).get("masks.name", masks.get("name")) != masks.get("name"):
-        tree["masks"] = {}  # the base's settings are those of another sampler
-    for key, value in layers:
-        set_key(tree, key, value, schema=schema)
-    try:
-        return schema.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
+    return dict(layers)
 
 
 def dump_config(config: Section) -> str:

@@ -27,6 +27,7 @@ from openjepa.errors import CheckpointError
 from openjepa.evals.result import columns, rows
 from openjepa.health import judge_row
 from openjepa.methods.whole_image import with_whitening
+from openjepa.metrics import read_rows
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 """Where the folders are; it may be missing."""
@@ -227,7 +228,7 @@ def _evaluation(run: Path) -> dict[str, Any]:
 
 def _last_row(run: Path) -> dict[str, Any]:
     """The last line of a run's metrics; of a finished run it has the last health check."""
-    return json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return read_rows(run / "metrics.jsonl")[-1]
 
 
 def _read(path: Path) -> dict[str, Any]:

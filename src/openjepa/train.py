@@ -27,6 +27,7 @@ from openjepa.failpoint import failpoint
 from openjepa.inputs import prepare
 from openjepa.masks import Masks
 from openjepa.methods import Method, Targets
+from openjepa.optim import moments_to_parameters
 from openjepa.run import Run
 from openjepa.stop import StopRequest
 from openjepa.target_buffer import Crops
@@ -120,7 +121,7 @@ def train_step(
         The loss, mean over parts and processes.
 
     Raises:
-        NonFiniteError: The loss is NaN or infinite; nothing was updated.
+        NonFiniteError: The loss or its gradient is NaN or infinite; nothing was updated.
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for group in groups:
@@ -136,8 +137,14 @@ def train_step(
     value = float(cast(Tensor, fabric.all_reduce(total, reduce_op="mean")))
     if not math.isfinite(value):
         raise NonFiniteError(f"the loss is {value}")
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if not norm.isfinite():
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        raise NonFiniteError(f"the loss is {value:.4g}, but its gradient {float(norm)}")
     if clip_norm is not None:
-        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], clip_norm)
+        nn.utils.clip_grads_with_norm_([p for group in groups for p in group["params"]], clip_norm, norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -149,7 +156,7 @@ def fit(run: Run) -> None:
     """Train to the end of the budget, logging, probing and saving on the way.
 
     Raises:
-        NonFiniteError: The loss became NaN or infinite; the batch lies in the run's folder.
+        NonFiniteError: The loss or its gradient became NaN or infinite; the batch lies in the run's folder.
         CollapseError: Who watches the metrics ends the run: saved first.
         Preempted: Asked to stop (SIGTERM, SIGUSR1, Ctrl-C), in the last step too: saved first.
     """
@@ -160,6 +167,7 @@ def fit(run: Run) -> None:
     if config.runtime.compile:
         module.compile(dynamic=False)  # in place; lengths are fixed within a step
     objective, *optimizers = fabric.setup(module, *run.optimizers)
+    moments_to_parameters(run.optimizers)
     run.method.train()
     run.start_clock()
     run.fit_descriptions()

@@ -169,14 +169,20 @@ def test_attention_uses_as_many_training_images_as_fit(
     assert "attentive: 30 training images" in caplog.text
 
 
-def test_heads_of_other_weights_and_damaged_heads_are_refused(data: Path, tmp_path: Path) -> None:
+def test_heads_of_other_weights_and_damaged_heads_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     head, out = tmp_path / "head", tmp_path / "classes.csv"
     evaluate(GOLDEN, **arguments(data, protocols=["logistic"], save_head=head))
     other = GOLDEN.with_name(GOLDEN.name.replace("before", "after"))
     with pytest.raises(CheckpointError, match=r"whose weights are others than those of"):
         openjepa.predict(other, data / "test", head=head, out=out, num_heads=HEADS)
-    with pytest.raises(UserError, match=r"--save-head .*: exists"):
-        evaluate(GOLDEN, **arguments(data, protocols=["logistic"], save_head=head))
+    with monkeypatch.context() as patch:  # before the work, not after it
+        patch.setattr("openjepa.evals.run.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+        with pytest.raises(UserError, match=r"--save-head .*: exists"):
+            evaluate(GOLDEN, **arguments(data, protocols=["logistic"], save_head=head))
+        with pytest.raises(UserError, match=r"none of knn fits a linear head"):
+            evaluate(GOLDEN, **arguments(data, protocols=["knn"], save_head=tmp_path / "new"))
     file = head / "head.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(CheckpointError, match="can't be read"):
@@ -189,8 +195,6 @@ def test_heads_of_other_weights_and_damaged_heads_are_refused(data: Path, tmp_pa
         openjepa.predict(GOLDEN, data / "test", head=tmp_path / "again", out=out, num_heads=HEADS)
     with pytest.raises(CheckpointError, match=r"no head\.json in it"):
         openjepa.predict(GOLDEN, data / "test", head=tmp_path, out=out, num_heads=HEADS)
-    with pytest.raises(UserError, match=r"none of knn fits a linear head"):
-        evaluate(GOLDEN, **arguments(data, protocols=["knn"], save_head=tmp_path / "new"))
     assert not out.exists()
 
 
@@ -285,6 +289,20 @@ def test_mistakes_in_a_suite(tmp_path: Path) -> None:
     suite.write_text("datasets: {a: {train: x, test: y}}")
     with pytest.raises(UserError, match=r"which encoder\? Give CHECKPOINT"):
         evaluate_suite(suite)
+    suite.write_text("checkpoints: {a: [x/run, y/run], b: x/run}\ndatasets: {a: {train: x, test: y}}")
+    with pytest.raises(UserError, match=r"checkpoints: x/run is named twice"):
+        evaluate_suite(suite)
+
+
+def test_checkpoints_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "checkpoints: {a: [seed0/run, seed1/run, seed0/last], b: c/run}\ndatasets: {d: {train: x, test: y}}"
+    )
+    monkeypatch.setattr("openjepa.apps.suite.evaluate", lambda path, **_: {"of": path})
+    assert {name: result["d"]["of"] for name, result in evaluate_suite(suite)["results"].items()} == {
+        "a, seed0/run": "seed0/run", "a, seed1/run": "seed1/run", "a, last": "seed0/last", "b": "c/run"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

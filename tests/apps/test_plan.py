@@ -130,6 +130,19 @@ def test_images_are_described_once(data: Path, monkeypatch: pytest.MonkeyPatch, 
     assert found.steps == pytest.approx(steps, abs=1)
 
 
+def test_a_method_is_the_same_by_option_by_set_and_by_file(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mae.yaml"
+    file.write_text("method: mae\n")
+    told = []
+    for asked in ({"method": "mae"}, {"set": ["method=mae"]}, {"config": file}):
+        openjepa.pretrain(data=data, steps=8, dry_run=True, **asked)
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] == told[2]
+    assert "preset: small" in told[0]
+
+
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

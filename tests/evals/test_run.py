@@ -106,7 +106,7 @@ def test_classes_are_matched_by_name_not_by_number() -> None:
     test = make(60, seed=2)
     names = ("unused", "red", "green", "dark")
     labels = np.array([names.index(CLASSES[label]) for label in test.labels])
-    other = ArraySource("set-2", test.images, labels, names, "")
+    other = ArraySource("set-2", test.source.images, labels, names, "")
     expected = evaluate(encode, train=train, test=test, **FACTS)
     assert evaluate(encode, train=train, test=ImageDataset(other, image_size=(8, 8)), **FACTS) == expected
 

@@ -25,7 +25,7 @@ from openjepa.evals import run
 from openjepa.evals.config import EvalConfig
 from openjepa.evals.features import Encoder
 from openjepa.evals.fewshot import sizes, subset
-from openjepa.evals.heads import Head, HeadFacts, save_head
+from openjepa.evals.heads import Head, HeadFacts, check_new_folder, save_head
 from openjepa.evals.labels import Labels
 from openjepa.evals.on_images import ON_IMAGES, Bench
 from openjepa.evals.protocols import NUM_LAYERS, OWN_LABELS, PROTOCOLS, Outcome
@@ -123,8 +123,20 @@ def evaluate(
         encoder=encoder, baselines=baselines, num_heads=num_heads,
     )  # fmt: skip
     head = None if save_head is None else Path(save_head)
+    if head is not None:
+        _check_head(head, protocols)
     done = _Evaluation(request, config, device=device, num_workers=num_workers)
     return done.run(out=None if out is None else Path(out), head=head)
+
+
+def _check_head(folder: Path, protocols: Sequence[str]) -> None:
+    """Refuse, before the work, what `--save-head` could not do after it."""
+    check_new_folder(folder)
+    if not any(name in PROTOCOLS and PROTOCOLS[name].fits_head for name in protocols):
+        raise UserError(
+            f"--save-head {folder}: none of {', '.join(protocols)} fits a linear head; "
+            "add linear or logistic to --protocols"
+        )
 
 
 def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = None) -> dict[str, Any]:
@@ -213,10 +225,10 @@ class _Evaluation:
             "settings": self.config.model_dump(mode="json"),
             "environment": environment(),
         }
-        if head is not None:
-            self._save_head(head, heads)
         if out is not None:
             self._write(result, out)
+        if head is not None:
+            self._save_head(head, heads)
         Console().print(format_table(result))
         return result
 
@@ -312,11 +324,6 @@ class _Evaluation:
         )
 
     def _save_head(self, folder: Path, heads: dict[str, tuple[Head, Sequence[str]]]) -> None:
-        if not heads:
-            raise UserError(
-                f"--save-head {folder}: none of {', '.join(self.request.protocols)} fits a linear head; "
-                "add linear or logistic to --protocols"
-            )
         protocol = next(name for name in self.request.protocols if name in heads)
         head, classes = heads[protocol]
         facts = HeadFacts(

@@ -31,7 +31,7 @@ from openjepa.reference_config import from_reference_config, is_reference_config
 from openjepa.resume import check_changes, check_data, with_measured
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_device
-from openjepa.settings import dump_config, load_config, read_yaml, set_key
+from openjepa.settings import asked_for, dump_config, load_config, read_yaml, set_key
 from openjepa.transfer import model_settings
 
 _log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _prepare(request: _Request) -> None:
         return
     if saved is not None:
         check_data(saved, source, allow=request.allow_data_change)
-    device, devices = config.runtime.device, config.runtime.devices
+    device, devices = resolve_device(config.runtime.device), config.runtime.devices
     fabric = Fabric(accelerator=device, devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
     stage = Stage(
@@ -258,7 +258,7 @@ def _settings(request: _Request, source: Source, saved: checkpoint.Checkpoint | 
     if theirs is not None:
         base = theirs
     elif request.preset == "auto":
-        base = _planned(request, source, layers)
+        base = _planned(source, layers)
     else:
         base = _paced(preset(request.preset), source, layers)
     config = _resolved(base, layers)
@@ -286,16 +286,17 @@ def _resolved(base: Settings, layers: dict[str, Any]) -> Config:
     return config
 
 
-def _planned(request: _Request, source: Source, layers: dict[str, Any]) -> Settings:
+def _planned(source: Source, layers: dict[str, Any]) -> Settings:
     """What `--preset auto` chooses, with the reason and what to expect under the key `plan`."""
-    found = look(source, channels=request.options.get("data.channels"))
-    earlier = request.options.get("init_from")
+    asked = asked_for(**layers)  # by an option, --set or a file
+    found = look(source, channels=asked.get("data.channels"))
+    earlier = asked.get("init_from")
     choice, ahead = plan(
         source,
         Images(side=found.side, number=len(source), channels=found.channels),
         lambda settings: _resolved(settings, layers),
-        method=request.options.get("method", "ijepa"),
-        accelerated=resolve_device("auto") != "cpu",
+        method=asked.get("method", "ijepa"),
+        accelerated=resolve_device(asked.get("runtime.device", "auto")) != "cpu",
         patch=None if earlier is None else load(earlier).shape.patch_size[0],
     )
     words = choice.reason if ahead is None else f"{choice.reason}; expects {ahead.words(len(source))}"

@@ -88,11 +88,7 @@ def evaluate_suite(
         groups = {str(checkpoint): (str(checkpoint),)}
     if not groups:
         raise UserError(f"--suite {suite}: which encoder? Give CHECKPOINT, or name `checkpoints` in the file")
-    names = {
-        path: name if len(paths) == 1 else f"{name}, {Path(path).name}"
-        for name, paths in groups.items()
-        for path in paths
-    }
+    names = _labels(groups, suite)
     results: dict[str, dict[str, Any]] = {
         name: {
             title: evaluate(
@@ -116,6 +112,19 @@ def evaluate_suite(
             out,
         )
     return told
+
+
+def _labels(groups: Mapping[str, Sequence[str]], suite: str | Path) -> dict[str, str]:
+    """What each checkpoint is called in the results: its group and, of several, its folder or all of its path."""
+    names: dict[str, str] = {}
+    for name, paths in groups.items():
+        folders = [Path(path).name for path in paths]
+        for path, folder in zip(paths, folders, strict=True):
+            if path in names:
+                raise UserError(f"--suite {suite}: checkpoints: {path} is named twice; name it once")
+            alone = path if folders.count(folder) > 1 else folder
+            names[path] = name if len(paths) == 1 else f"{name}, {alone}"
+    return names
 
 
 def _draw(groups: Mapping[str, Sequence[tuple[Path, Mapping[str, Any]]]], out: Path) -> None:

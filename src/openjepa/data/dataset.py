@@ -195,10 +195,10 @@ class ImageDataset:
         Raises:
             BadImage: It cannot be used.
         """
-        if (image := self._memory.get(index)) is not None:
-            return image
         if index in self._bad:
             raise BadImage(self._bad[index])
+        if (image := self._memory.get(index)) is not None:
+            return image
         try:
             raw = self.source.read(index)
             image = decode(raw, channels=self.channels, min_side=self.min_side, detail=self._detail)

@@ -60,14 +60,23 @@ class HeadFacts:
     pooling: str = "mean"
 
 
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that a head cannot be written to.
+
+    Raises:
+        UserError: It holds something already, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--save-head {folder}: exists; remove it, or give another folder")
+
+
 def save_head(folder: Path, head: Head, facts: HeadFacts) -> None:
     """Write a head.
 
     Raises:
         UserError: The folder holds something already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--save-head {folder}: exists; remove it, or give another folder")
+    check_new_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"weight": head.weight.float().cpu().contiguous(), "bias": head.bias.float().cpu().contiguous()}
     save_file(tensors, folder / _WEIGHTS)

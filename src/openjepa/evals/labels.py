@@ -64,7 +64,7 @@ def shared_classes(sources: tuple[Source, Source], labels: Sequence[NDArray[np.i
             )
         names.append(present)
     if differences := [
-        f"{option} {source.name} has {_some(missing)}, the other does not"
+        f"{option} {source.name} has {some(missing)}, the other does not"
         for option, source, missing in (
             ("--train", train, sorted(set(names[0]) - set(names[1]))),
             ("--test", test, sorted(set(names[1]) - set(names[0]))),
@@ -87,6 +87,7 @@ def _renumber(labels: NDArray[np.int64], *, source: Source, names: Sequence[str]
     return torch.from_numpy(table[labels])
 
 
-def _some(names: Sequence[str], *, most: int = 10) -> str:
+def some(names: Sequence[str], *, most: int = 10) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more

@@ -52,6 +52,8 @@ class Task(NamedTuple):
     """The label that it is about; None is the data's own."""
     pooling: Callable[[EvalConfig], str] = lambda config: "mean"
     """How the patches of an image become the features that it sees, one of ``POOLINGS``."""
+    fits_head: bool = False
+    """Whether its classifier is one linear head, which can be kept."""
 
 
 def _told(result: Result) -> Outcome:
@@ -100,12 +102,14 @@ def _linear_with_knn(train: Split, test: Split, config: EvalConfig, *, classes: 
 
 PROTOCOLS: dict[str, Task] = {
     "knn": Task(_by_knn),
-    "linear": Task(_by_linear),
-    "logistic": Task(_by_logistic),
-    "linear_grid": Task(_by_linear_grid, pooling=lambda config: f"grid{config.linear_grid.grid}"),
+    "linear": Task(_by_linear, fits_head=True),
+    "logistic": Task(_by_logistic, fits_head=True),
+    "linear_grid": Task(
+        _by_linear_grid, pooling=lambda config: f"grid{config.linear_grid.grid}", fits_head=True
+    ),
     "fewshot": Task(_by_few),
-    "count": Task(_linear_with_knn, "count"),
-    "depth": Task(_linear_with_knn, "distance"),
+    "count": Task(_linear_with_knn, "count", fits_head=True),
+    "depth": Task(_linear_with_knn, "distance", fits_head=True),
 }
 OWN_LABELS = {name: task.column for name, task in PROTOCOLS.items() if task.column is not None}
 """Protocols on labels of their own, and which."""

@@ -1,10 +1,11 @@
 """Accuracy against compute: a chart for each column of a transfer table, minutes of pretraining on the axis below."""
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from openjepa.metrics import read_rows
 
 _COLUMNS = 3
 COLOURS = ("#2458a6", "#c8502d", "#777777", "#3a8a4d", "#8a5a9e")
@@ -25,10 +26,10 @@ def pretraining_minutes(run: Path) -> float | None:
     seconds = 0.0
     for stage in stages:
         try:
-            last = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+            last = read_rows(stage / "metrics.jsonl")[-1]
         except (OSError, IndexError):
             return None
-        seconds += json.loads(last)["seconds"]
+        seconds += last["seconds"]
     return seconds / 60
 
 

@@ -6,7 +6,8 @@ config.yaml, environment.json, metrics.jsonl, pictures/*.png, and every evaluati
 
 import base64
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from PIL import Image
 
 from openjepa.evals.result import columns, recalls, rows
 from openjepa.health import judge_row
+from openjepa.metrics import read_rows
 from openjepa.viz.curves import CURVES, draw_curve
 from openjepa.viz.pictures import Picture
+
+_log = logging.getLogger(__name__)
 
 PICTURES = {
     "masks": (
@@ -54,7 +58,7 @@ def write_report(folder: Path) -> Path:
     """
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(folder / "metrics.jsonl")
     data, model = environment["data"], environment["model"]
     verdict, healthy = _verdict(rows, config, model["embed_dim"])
     charts = [
@@ -91,7 +95,7 @@ def _template() -> Any:
 
 
 def _facts(
-    config: Mapping[str, Any], environment: Mapping[str, Any], rows: list[Mapping[str, Any]]
+    config: Mapping[str, Any], environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
     """Names and values for the head of the page."""
     data, model = environment["data"], environment["model"]
@@ -130,7 +134,9 @@ def _first_stage(config: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     return [("First stage", page)]
 
 
-def _verdict(rows: list[Mapping[str, Any]], config: Mapping[str, Any], num_features: int) -> tuple[str, bool]:
+def _verdict(
+    rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], num_features: int
+) -> tuple[str, bool]:
     """The last health check in words, and whether it is good news."""
     measured = [row for row in rows if "rankme" in row]
     verdict = measured and judge_row(
@@ -146,7 +152,11 @@ def _evaluations(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The results of `openjepa evaluate --out` in a run's folder."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            _log.warning("%s: no JSON, so the report leaves it out", path)
+            continue
         if isinstance(content, dict) and {"protocols", "baselines", "num_test"} <= content.keys():
             found.append((path, content))
     return found
