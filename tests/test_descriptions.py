@@ -91,6 +91,14 @@ def test_each_image_is_described_once_and_the_same_whatever_was_asked_before(
     assert len(seen) == len(set(seen))
 
 
+def test_a_single_image_has_nothing_to_be_told_apart_from(tmp_path: Path, model: IJEPA) -> None:
+    Image.new("RGB", (40, 36), (9, 99, 199)).save(tmp_path / "alone.png")
+    alone = Loader(ImageDataset(open_source(tmp_path), image_size=(32, 32)), batch_size=1, seed=0)
+    Descriptions(model, alone).fit()
+    assert model.whole_image is not None
+    assert not model.whole_image.fitted
+
+
 def test_a_new_teacher_is_asked_anew(loader: Loader, model: IJEPA) -> None:
     descriptions, crops = Descriptions(model, loader), torch.zeros(2, 128)
     descriptions.fit()

@@ -17,9 +17,8 @@ from openjepa.methods.whole_image import NUM_LAYERS, describe
 from openjepa.rng import permute
 
 _TOGETHER = 32  # images described in one pass
-NUM_FITTED = (
-    2048  # images that whitening is fitted to: thrice the numbers that a small encoder describes one with
-)
+NUM_FITTED = 2048
+"""Images that whitening is fitted to: thrice the numbers that a small encoder describes one with."""
 
 
 class Descriptions:
@@ -41,13 +40,18 @@ class Descriptions:
         self._rows = torch.zeros(num, self._whole.basis.shape[1], dtype=torch.float16)  # NaN: cannot be read
 
     def fit(self, *, anew: bool = False) -> None:
-        """Fit whitening to the first images, where that was not done, or ``anew``: to a new teacher."""
+        """Fit whitening to the first images, where that was not done, or ``anew``: to a new teacher.
+
+        Where fewer than two can be read nothing tells images apart: the model is left without whole-image targets.
+        """
         if anew:
             self._known[:] = False
         if self._whole.fitted and not anew:
             return
         first = range(-(-min(NUM_FITTED, len(self._known)) // _TOGETHER))
         found = [(samples, said) for samples, said in map(self._describe, first) if len(samples)]
+        if sum(len(samples) for samples, _ in found) < 2:
+            return
         self._whole.fit(torch.cat([said for _, said in found]))
         for samples, said in found:
             self._keep(samples, said)

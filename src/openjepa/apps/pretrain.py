@@ -307,12 +307,10 @@ def _planned(source: Source, layers: dict[str, Any]) -> Settings:
 def _paced(base: Settings, source: Source, layers: dict[str, Any]) -> Settings:
     """A preset's settings, those that follow the length of the run set for this one."""
     config = _resolved(base, layers)
-    ahead = forecast(config, source) if config.method == "ijepa" and base["preset"] == "salt" else None
-    return (
-        base
-        if ahead is None
-        else at_pace(base, source, lambda settings: _resolved(settings, layers), ahead)[0]
-    )
+    if config.method != "ijepa" or base["preset"] != "salt" or (ahead := forecast(config, source)) is None:
+        return base
+    settings, _ = at_pace(base, source, lambda settings: _resolved(settings, layers), ahead)
+    return settings
 
 
 def _say_plan(config: Config, source: Source) -> None:
