@@ -143,6 +143,12 @@ def test_a_method_is_the_same_by_option_by_set_and_by_file(
     assert "preset: small" in told[0]
 
 
+def test_the_plan_tells_of_a_size_that_was_asked_for(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    openjepa.pretrain(data=data, steps=20_000, set=["data.image_size=40"], dry_run=True)
+    assert "salt, 10 × 10 patches of 4 px" in caplog.text
+
+
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -122,6 +122,20 @@ def plan(
     return choice, found
 
 
+def in_words(choice: Choice, config: Config) -> str:
+    """What a run will be like, and why.
+
+    Args:
+        choice: What was chosen.
+        config: The settings that came of it, with what the user asked for.
+    """
+    rows, columns = architecture_of(config).grid
+    return (
+        f"{config.preset}, {rows} × {columns} patches of {config.model.patch_size[0]} px, "
+        f"batch {config.data.batch_size}: {choice.reason}"
+    )
+
+
 def at_pace(
     settings: Settings, source: Source, resolve: Resolve, found: Forecast
 ) -> tuple[Settings, Forecast]:

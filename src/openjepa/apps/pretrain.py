@@ -17,7 +17,7 @@ from rich.console import Console
 
 from openjepa import checkpoint
 from openjepa.allocator import keep_freed_memory
-from openjepa.apps.plan import at_pace, forecast, plan
+from openjepa.apps.plan import at_pace, forecast, in_words, plan
 from openjepa.apps.stage import Stage, train
 from openjepa.config import Config
 from openjepa.data.sources import Source, open_source
@@ -299,7 +299,9 @@ def _planned(source: Source, layers: dict[str, Any]) -> Settings:
         accelerated=resolve_device(asked.get("runtime.device", "auto")) != "cpu",
         patch=None if earlier is None else load(earlier).shape.patch_size[0],
     )
-    words = choice.reason if ahead is None else f"{choice.reason}; expects {ahead.words(len(source))}"
+    words = in_words(choice, _resolved(choice.settings, layers))
+    if ahead is not None:
+        words += f"; expects {ahead.words(len(source))}"
     _log.info("preset auto: %s", words)
     return {**choice.settings, "plan": words}
 

@@ -13,12 +13,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from openjepa.apps.plan import in_words
 from openjepa.data.scenes.source import TARGETS
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import shared_channels
 from openjepa.data.survey import Survey, look_at, overlap
 from openjepa.presets import Images, choose_preset
 from openjepa.runtime import resolve_device
+from openjepa.settings import load_config
 
 _SHOWN = 8
 _SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
@@ -50,9 +52,10 @@ def scan(data: str | Path, *, test: str | Path | None = None, channels: int = 3)
             number=len(source),
             channels=channels if channels != 3 else shared_channels(survey.modes),
         )
-        reason = choose_preset(images, accelerated=accelerated).reason
+        choice = choose_preset(images, accelerated=accelerated)
+        words = in_words(choice, load_config(choice.settings))
         lines.append(
-            f"preset      {reason} (openjepa pretrain DATA --max-minutes M --dry-run tells what time buys)"
+            f"preset      {words} (openjepa pretrain DATA --max-minutes M --dry-run tells what time buys)"
         )
     text = "\n".join(lines)
     Console().print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
