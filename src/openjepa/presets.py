@@ -212,9 +212,10 @@ class Choice:
     reason: str
 
 
-ENOUGH_STEPS = {8: 0, 12: 4000, 16: 12000}
-"""Patches across an image -> optimiser steps of the whole run from which so many are worth their price. At a few
-hundred steps 8 × 8 of 4 px, which is 32 px, win on photographs of 100 to 224 px (docs/log.md)."""
+ENOUGH_STEPS = {8: 0, 12: 8000, 16: 24000}
+"""Patches across an image -> optimiser steps of the whole run from which so many are worth their price. Up to 3,600
+steps 8 × 8 of 4 px, which is 32 px, win on photographs of 100 to 224 px in the time of 12 × 12 (docs/log.md); from
+how many on they do not is not known."""
 
 
 def candidates(side: int, patch: int = 4) -> list[int]:
