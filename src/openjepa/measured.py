@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import platformdirs
 import torch
 
+from openjepa.writing import write_text
+
 _log = logging.getLogger(__name__)
 _Value = TypeVar("_Value", bool, float, str, list[float])
 _INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
@@ -72,10 +74,7 @@ def _read() -> dict[str, Any]:
 
 def _write(kept: Mapping[str, Any]) -> None:
     path = machine_file()
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        draft.replace(path)
+        write_text(path, json.dumps(kept, indent=1))
     except OSError as error:
         _log.warning("%s: what was measured is not kept: %s", path, error)

@@ -20,6 +20,7 @@ from openjepa.metrics import read_rows
 from openjepa.overwrite import is_run, mark, remove_run
 from openjepa.runtime import environment
 from openjepa.settings import dump_config
+from openjepa.writing import write_text
 
 _LOCK = ".lock"
 
@@ -86,19 +87,15 @@ class RunFolder:
 
     def describe(self, config: Config, **facts: Any) -> None:
         """Write the resolved configuration, and what the run is made with and of."""
-        (self.path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        (self.path / "environment.json").write_text(
-            json.dumps({**environment(), **facts}, indent=1), encoding="utf-8"
-        )
+        write_text(self.path / "config.yaml", dump_config(config))
+        write_text(self.path / "environment.json", json.dumps({**environment(), **facts}, indent=1))
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines after a step, and those that a kill or a crash broke."""
         if not self.metrics.exists():
             return
         kept = [json.dumps(row) + "\n" for row in read_rows(self.metrics) if row["step"] <= step]
-        draft = self.metrics.with_suffix(".tmp")
-        draft.write_text("".join(kept), encoding="utf-8")
-        draft.replace(self.metrics)
+        write_text(self.metrics, "".join(kept))
 
     def write(self, row: Mapping[str, Any], *, tensorboard: bool) -> None:
         """Append a line of metrics."""

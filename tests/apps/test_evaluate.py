@@ -16,6 +16,7 @@ from openjepa.apps.embed import frozen_encoder
 from openjepa.apps.evaluate import evaluate, rerun
 from openjepa.apps.suite import evaluate_suite, load_suite
 from openjepa.cli import main
+from openjepa.data.dataset import ImageDataset
 from openjepa.data.scenes import source as scenes
 from openjepa.errors import CheckpointError, DataError, UserError
 from openjepa.evals import on_images
@@ -86,6 +87,35 @@ def test_a_result_is_made_again_from_itself_and_only_from_the_same(data: Path, t
     out.write_text("{}")
     with pytest.raises(CheckpointError, match=r"not a result of this version"):
         rerun(out)
+
+
+def test_a_result_is_made_again_in_its_precision(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.json"
+    for pays in (False, True):
+        monkeypatch.setattr("openjepa.apps.evaluate.bfloat16_pays", lambda device, pays=pays: pays)
+        first = evaluate(GOLDEN, **arguments(data, protocols=["knn"], out=out))
+        assert first["precision"] == ("bfloat16" if pays else "float32")
+        monkeypatch.setattr("openjepa.apps.evaluate.bfloat16_pays", lambda device, pays=pays: not pays)
+        assert rerun(out) == first
+
+
+def test_views_are_mirrored_unless_forbidden(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
+    views = ImageDataset._views
+
+    def watched(self: ImageDataset, images: Any, boxes: Any, flips: Any) -> Any:
+        seen.append(flips)
+        return views(self, images, boxes, flips)
+
+    monkeypatch.setattr(ImageDataset, "_views", watched)
+    for setting, some in (("flip=true", True), ("flip=false", False)):
+        evaluate(GOLDEN, **arguments(data, protocols=["knn"], set=[*FAST, "views=1", setting]))
+        assert np.concatenate(seen).any() == some
+        seen.clear()
 
 
 def test_the_device_is_chosen_kept_and_taken_again(

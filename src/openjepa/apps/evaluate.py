@@ -39,6 +39,7 @@ from openjepa.overwrite import check_file, is_result
 from openjepa.progress import ImageProgress
 from openjepa.runtime import available_cores, bfloat16_pays, environment, fastest_attention, resolve_device
 from openjepa.settings import load_config
+from openjepa.writing import write_text
 
 _log = logging.getLogger(__name__)
 PROTOCOLS_BY_DEFAULT = ("knn", "linear", "logistic")
@@ -140,7 +141,7 @@ def _check_head(folder: Path, protocols: Sequence[str]) -> None:
 
 
 def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = None) -> dict[str, Any]:
-    """Make a result again from what it says of itself: same checkpoint, data, protocols, settings and device.
+    """Make a result again from what it says of itself: checkpoint, data, protocols, settings, device and precision.
 
     Args:
         result: JSON file that `evaluate` wrote.
@@ -164,7 +165,9 @@ def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = 
             f"--rerun {result}: not a result of this version of openjepa evaluate: {error}"
         ) from None
     device = told.get("device", "cpu")  # results of earlier versions were all made on the CPU
-    again = _Evaluation(request, config, device=device, num_workers=num_workers)
+    again = _Evaluation(
+        request, config, device=device, num_workers=num_workers, precision=told.get("precision")
+    )
     if again.weights_sha256 != told["weights_sha256"]:
         raise CheckpointError(
             f"--rerun {result}: {request.checkpoint} has other weights now than it was made with; evaluate it anew"
@@ -181,7 +184,15 @@ def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = 
 class _Evaluation:
     """Model and data, opened and ready."""
 
-    def __init__(self, request: _Request, config: EvalConfig, *, device: str, num_workers: int) -> None:
+    def __init__(
+        self,
+        request: _Request,
+        config: EvalConfig,
+        *,
+        device: str,
+        num_workers: int,
+        precision: str | None = None,
+    ) -> None:
         keep_freed_memory()
         self.device = resolve_device(device, option="--device")
         torch.set_num_threads(available_cores())
@@ -189,7 +200,7 @@ class _Evaluation:
         self.model = model = load(request.checkpoint, num_heads=request.num_heads)
         self.network = model.target_encoder if request.encoder == "target" else model.context_encoder
         self.weights_sha256 = weights_hash(self.network)
-        self.precision = "bfloat16" if bfloat16_pays(self.device) else "float32"
+        self.precision = precision or ("bfloat16" if bfloat16_pays(self.device) else "float32")
         assert isinstance(model.preprocess, Preprocess)
         self.preprocess = model.preprocess
         self.sources = {
@@ -321,6 +332,7 @@ class _Evaluation:
             channels=self.preprocess.channels,
             interpolation=self.preprocess.interpolation,
             cache_bytes=_KEPT_BYTES,
+            flip=self.config.flip,
         )
 
     def _save_head(self, folder: Path, heads: dict[str, tuple[Head, Sequence[str]]]) -> None:
@@ -337,18 +349,14 @@ class _Evaluation:
         """Write the images of each few-shot subset, a path a line."""
         config, source = self.config.fewshot, self.sources["train"]
         num_images = len(labels.samples[0]) // (1 + self.config.views)
-        folder.mkdir(parents=True, exist_ok=True)
         for size in sizes(fractions=config.fractions, per_class=config.per_class):
             for seed in range(self.config.seed, self.config.seed + config.subsets):
                 rows = subset(labels.values[0][:num_images].cpu().numpy(), size, seed=seed)
                 paths = [source.path(int(sample)) for sample in labels.samples[0][rows]]
-                (folder / f"{size.name} seed {seed}.txt").write_text(
-                    "\n".join(paths) + "\n", encoding="utf-8"
-                )
+                write_text(folder / f"{size.name} seed {seed}.txt", "\n".join(paths) + "\n")
 
     def _write(self, result: dict[str, Any], out: Path) -> None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(as_json(result), encoding="utf-8")
+        write_text(out, as_json(result))
         _update_report(Path(self.request.checkpoint), out)
 
 

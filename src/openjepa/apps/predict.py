@@ -25,6 +25,7 @@ from openjepa.hub import load, weights_hash
 from openjepa.overwrite import check_file, is_bad_files
 from openjepa.progress import ImageProgress
 from openjepa.runtime import available_cores, bfloat16_pays, resolve_device
+from openjepa.writing import written_whole
 
 _COLUMNS = ("path", "class", "probability")
 
@@ -107,18 +108,14 @@ def predict(
         return classify(features)
 
     batches = evaluate_batches(dataset, batch_size=batch_size, num_workers=num_workers, bad_files=bad_files)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(out.name + ".tmp")
-    with ImageProgress(len(dataset)) as shown:
+    with ImageProgress(len(dataset)) as shown, written_whole(out) as draft:
         num_rows = _write(draft, batches, scores, source, facts.classes, shown)
         if not num_rows:
-            draft.unlink()
             raise DataError(
                 f"{source.name}: none of its {len(dataset)} images can be read; listed in {listing}"
             )
         if left_out := len(dataset) - num_rows:
             shown.say(f"{left_out:,} images that cannot be read were left out; listed in {listing}")
-    draft.replace(out)
     return out
 
 

@@ -24,6 +24,7 @@ from openjepa.errors import UserError
 from openjepa.evals.result import as_json, shown
 from openjepa.settings import read_yaml
 from openjepa.viz.compute import Point, draw_compute, pretraining_minutes
+from openjepa.writing import write_text
 
 
 class DataSet(Section):
@@ -102,11 +103,10 @@ def evaluate_suite(
     told = {"suite": asked.model_dump(mode="json"), "results": results}
     if out is not None:
         out = Path(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(as_json(told), encoding="utf-8")
+        write_text(out, as_json(told))
         header, lines = transfer_table(results)
-        out.with_suffix(".md").write_text(_markdown(header, lines), encoding="utf-8")
-        out.with_suffix(".tex").write_text(_latex(header, lines), encoding="utf-8")
+        write_text(out.with_suffix(".md"), _markdown(header, lines))
+        write_text(out.with_suffix(".tex"), _latex(header, lines))
         _draw(
             {name: [(Path(path), results[names[path]]) for path in paths] for name, paths in groups.items()},
             out,

@@ -20,6 +20,7 @@ from openjepa.bench.turns import Sides, ratio
 from openjepa.errors import UserError
 from openjepa.models.vit import SIZES
 from openjepa.runtime import available_cores, environment
+from openjepa.writing import write_text
 
 WHAT = ("batch", "tokens", "depth", "images")
 RUNGS: dict[str, tuple[int, ...]] = {
@@ -112,7 +113,7 @@ def bench_scaling(
             charts.append(steps_chart(name, ladder))
         if folder is not None:  # after each, for all of them take a while
             text = json.dumps(result, indent=1) + "\n"
-            (folder / "scaling.json").write_text(text, encoding="utf-8")
+            write_text(folder / "scaling.json", text)
     if folder is not None:
         # Last, for it takes memory, and `peak_memory` of a process is never below what its parent held at its start.
         draw(charts, folder / "scaling.png")

@@ -113,7 +113,9 @@ class EvalConfig(Section):
     seed: int = 0
     """Of validation splits, subsets and the order of images."""
     views: int = Field(0, ge=0)
-    """Random crops, mirrored or not, of each training image that classifiers see beside its centre crop."""
+    """Random crops of each training image that classifiers see beside its centre crop."""
+    flip: bool = True
+    """Mirror half of these, and of what fine-tuning trains on. False for what must not be mirrored, as letters."""
     knn: KnnConfig = KnnConfig()
     linear: LinearConfig = LinearConfig()
     linear_grid: LinearGridConfig = LinearGridConfig()

@@ -218,7 +218,10 @@ class _View:
     def key(self, pooling: str | None) -> str:
         """For the store."""
         pooled = "" if pooling in (None, "mean") else f", {pooling}"
-        random = f", {self.num_random} random views of seed {self.seed}" if self.num_random else ""
+        random = ""
+        if self.num_random:
+            mirrored = ", half of them mirrored" if self.dataset.flip else ""
+            random = f", {self.num_random} random views of seed {self.seed}{mirrored}"
         return f"{self.dataset.source.cache_key}{random}{pooled}"
 
     @property

@@ -8,7 +8,6 @@ Data are known by their content or, where they are too many to be read, by place
 The folder is kept below `MOST_BYTES`: what was not used for longest goes first.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -25,6 +24,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from openjepa.writing import written_whole
 
 _log = logging.getLogger(__name__)
 MOST_BYTES = 10 * 1024**3
@@ -66,15 +67,11 @@ class FeatureStore:
     def save(self, name: str, images: str, features: Tensor, samples: NDArray[np.int64]) -> None:
         """Keep them; what is there under this key is replaced. Where there is no room for them they are not kept."""
         path = self._path(name, images)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({"features": features.contiguous(), "samples": torch.from_numpy(samples)}, draft)
-            draft.replace(path)
+            with written_whole(path) as draft:
+                save_file({"features": features.contiguous(), "samples": torch.from_numpy(samples)}, draft)
             self._make_room()
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                draft.unlink()
             _log.warning("%s: features are not kept here: %s", self.folder, error)
 
     def _make_room(self) -> None:

@@ -20,6 +20,7 @@ from openjepa.health import judge_row
 from openjepa.metrics import read_rows
 from openjepa.viz.curves import CURVES, draw_curve
 from openjepa.viz.pictures import Picture
+from openjepa.writing import write_text
 
 _log = logging.getLogger(__name__)
 
@@ -81,9 +82,7 @@ def write_report(folder: Path) -> Path:
         environment=json.dumps(environment, indent=1, ensure_ascii=False),
     )
     path = folder / "report.html"
-    draft = path.with_suffix(".tmp")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, page)
     return path
 
 
