@@ -88,6 +88,15 @@ def test_a_file_from_a_checkpoint(photos: Path, tmp_path: Path, model: IJEPA) ->
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_two_processes_do_not_write_one_file(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "a.parquet"
+    with embeddings.only_writer(out), pytest.raises(UserError, match="another process writes it"):
+        openjepa.embed(GOLDEN, photos, num_heads=HEADS, out=out, max_bad_fraction=1)
+    assert list(out.parent.iterdir()) == []
+    with pytest.raises(UserError, match="cannot be written"), embeddings.only_writer(photos / "01.jpg" / "a"):
+        pass
+
+
 def test_patches_and_the_other_encoder(photos: Path, tmp_path: Path, model: IJEPA) -> None:
     with torch.no_grad():
         model.context_encoder.norm.weight.mul_(2)

@@ -37,7 +37,7 @@ from openjepa.evals.features import (
     pooled_size,
     require_finite,
 )
-from openjepa.formats.embeddings import EmbeddingFile, check_embeddings, part_size, unfinished
+from openjepa.formats.embeddings import EmbeddingFile, check_embeddings, only_writer, part_size, unfinished
 from openjepa.hub import load, weights_hash
 from openjepa.methods.method import Method
 from openjepa.models.vit import VisionTransformer
@@ -267,6 +267,10 @@ class _DataRun:
 
     def write(self, out: Path) -> Path:
         """Write them to a file, or go on with one that was begun."""
+        with only_writer(out):
+            return self._write(out)
+
+    def _write(self, out: Path) -> Path:
         precision = self._precision(None if self.options.overwrite else unfinished(out))
         row_bytes = 4 * (self._size + self.network.embed_dim * self._num_patches * self.options.patches)
         file = EmbeddingFile(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from openjepa.errors import UserError
@@ -50,6 +51,31 @@ def unfinished(out: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{_folder(out) / _MANIFEST}: can't be read: {error}. Use --overwrite, or remove the folder"
         ) from None
+
+
+@contextlib.contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Keep other processes from writing a file of embeddings; a kill gives it free.
+
+    Raises:
+        UserError: Another process writes it, or its folder cannot be written to.
+    """
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{out}: another process writes it at this moment; wait for it, or name another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{out.parent}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps files that are open
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 class EmbeddingFile:
