@@ -64,3 +64,35 @@ def test_a_large_bank_is_searched_by_faiss(monkeypatch: pytest.MonkeyPatch) -> N
     found = neighbours.nearest(images, images[:50], 5)[1]
     assert (found[:, 0] == np.arange(50)).all()
     assert np.mean(found == exact) > 0.6
+
+
+def test_what_faiss_does_not_find_is_looked_for_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cells it looks in hold fewer than k images, it answers -1, which would be the last image."""
+
+    class Index:
+        nprobe = 0
+
+        def train(self, images: neighbours.Floats) -> None: ...
+
+        def add(self, images: neighbours.Floats) -> None:
+            self.images = images
+
+        def search(self, queries: neighbours.Floats, k: int) -> tuple[neighbours.Floats, neighbours.Ints]:
+            scores, places = neighbours._nearest_of_all(self.images, queries, k)
+            places[1, 2:] = -1
+            return scores, places
+
+    class Faiss:
+        METRIC_INNER_PRODUCT = 0
+
+        @staticmethod
+        def index_factory(*_: object) -> Index:
+            return Index()
+
+    images = bank()
+    exact = neighbours.nearest(images, images[:3], 5)
+    monkeypatch.setattr(neighbours, "_import_faiss", Faiss)
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
+    scores, places = neighbours.nearest(images, images[:3], 5)
+    np.testing.assert_array_equal(places, exact[1])
+    np.testing.assert_allclose(scores, exact[0])

@@ -39,7 +39,15 @@ def nearest(bank: Floats, queries: Floats, k: int) -> tuple[Floats, Ints]:
         index.add(bank)
         index.nprobe = max(8, cells // 64)
         scores, places = index.search(queries, k)
+        few = (places < 0).any(axis=1)  # its cells held fewer than k
+        if few.any():
+            scores[few], places[few] = _nearest_of_all(bank, queries[few], k)
         return scores, places
+    return _nearest_of_all(bank, queries, k)
+
+
+def _nearest_of_all(bank: Floats, queries: Floats, k: int) -> tuple[Floats, Ints]:
+    """As `nearest`, every similarity computed."""
     found = [_best(queries[rows] @ bank.T, k) for rows in _blocks(len(queries), len(bank))]
     return np.concatenate([scores for scores, _ in found]), np.concatenate([places for _, places in found])
 
