@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from openjepa import runtime
+from openjepa.config import RuntimeConfig
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,19 @@ def test_as_many_cores_as_the_quota_pays_for(
     monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(runtime, "_core_quota", lambda _: quota)
     assert runtime.available_cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "expected"), [(1, None, 8), (3, None, 2), (16, None, 1), (2, 5, 5)]
+)
+def test_processes_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, devices: int, asked: int | None, expected: int
+) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr(runtime, "available_cores", lambda: 8)
+    monkeypatch.setattr(runtime.torch, "set_num_threads", set_to.append)
+    wanted = RuntimeConfig(
+        device="cpu", devices=devices, threads=asked, precision="float32", attention="matmul"
+    )
+    assert runtime.resolve_runtime(wanted, shapes=[]).threads == expected
+    assert set_to == [expected]

@@ -215,7 +215,7 @@ class RuntimeConfig(Section):
     attention: Literal["auto", "matmul", "fused"] = "auto"
     """How attention is computed; auto: the faster of the two at this run's shapes."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of a process; null: all cores."""
+    """CPU threads of a process; null: all cores, shared evenly among the processes."""
     compile: bool = False
     """Compile the forward and backward passes with `torch.compile`, once for each of the few lengths that target
     blocks take. For GPUs: on the CPU it costs minutes and gains nothing (docs/log.md)."""

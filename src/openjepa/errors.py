@@ -34,6 +34,12 @@ class CollapseError(UserError):
     exit_code = 6
 
 
+class FirstProcessFailed(Exception):
+    """The first of several processes has failed, and tells why; the others end in silence."""
+
+    exit_code = 0
+
+
 class Preempted(Exception):
     """The process was asked to stop; the run was saved and goes on with --resume."""
 

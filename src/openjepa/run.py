@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class Run:
         method: The model that is trained.
         loader: Batches by step.
         sampler: Masks by step and sample.
-        folder: Where results go; None on all processes but the first.
+        out: The run's folder.
+        folder: The same with its lock, where results go; None on all processes but the first.
         probes: Measurements at every health check.
         on_row: Called with every line of metrics (for progress bars).
         on_batch: Called with every batch (for counting bad files).
@@ -53,6 +55,7 @@ class Run:
     method: Method
     loader: Loader
     sampler: MaskSampler
+    out: Path
     folder: RunFolder | None
     probes: Sequence[Probe] = ()
     on_row: Callable[[dict[str, Any]], None] = lambda row: None

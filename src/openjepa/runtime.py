@@ -39,7 +39,7 @@ def resolve_runtime(runtime: RuntimeConfig, *, shapes: list[tuple[int, int, int,
         UserError: A device or precision that this machine does not have.
     """
     device = resolve_device(runtime.device)
-    threads = runtime.threads or available_cores()
+    threads = runtime.threads or max(1, available_cores() // runtime.devices)  # of each process
     torch.set_num_threads(threads)  # measured with as many as the run will use
     precision = runtime.precision
     if precision == "auto":

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,6 +28,7 @@ from openjepa.inputs import prepare
 from openjepa.masks import Masks
 from openjepa.methods import Method, Targets
 from openjepa.optim import moments_to_parameters
+from openjepa.processes import by_first
 from openjepa.run import Run
 from openjepa.stop import StopRequest
 from openjepa.target_buffer import Crops
@@ -191,21 +192,26 @@ def fit(run: Run) -> None:
             failpoint(f"step-{run.step}")
             if run.step % config.log.every_steps == 0 or run.check_due:
                 row = _row(run, loss, hyper, parts[0][1])
-                try:
-                    run.log(row, measure=run.check_due)
-                except CollapseError:
-                    run.save()
-                    raise
+                by_first(fabric, partial(_log_row, run, row))
             due = run.seconds - last_save > config.checkpoint.every_minutes * 60
             stopping = stop.agreed(fabric)
             if run.step % config.checkpoint.every_steps == 0 or due or run.finished or stopping:
-                run.save()
+                by_first(fabric, run.save)
                 last_save = run.seconds
             # At the end once more: what was asked while the last step was saved, no later step would answer.
             if stopping or (run.finished and stop.agreed(fabric)):
                 raise Preempted(f"stopped at step {run.step:,}, saved; go on with --resume")
             if run.finished:
                 return
+
+
+def _log_row(run: Run, row: dict[str, Any]) -> None:
+    """Write a line of metrics; a run that is ended by what it says is saved first."""
+    try:
+        run.log(row, measure=run.check_due)
+    except CollapseError:
+        run.save()
+        raise
 
 
 def _parts(run: Run, crops: Crops) -> list[Part]:
@@ -239,14 +245,18 @@ def _row(run: Run, loss: float, hyper: Hyperparameters, masks: Masks) -> dict[st
 
 def _dump(run: Run, parts: Sequence[Part], error: NonFiniteError) -> NonFiniteError:
     """Keep the batch that broke, for replay."""
-    folder = run.folder.path if run.folder else Path(".")
-    path = folder / f"nonfinite-step-{run.step + 1}-rank-{run.fabric.global_rank}.safetensors"
-    tensors = {
-        f"{name}.{number}": tensor.cpu().contiguous()
-        for number, (images, masks, _) in enumerate(parts)
-        for name, tensor in (("images", images), ("context", masks.context), ("target", masks.target))
-    }
+    path = run.out / f"nonfinite-step-{run.step + 1}-rank-{run.fabric.global_rank}.safetensors"
+    tensors: dict[str, Tensor] = {}
+    for number, (images, masks, asked) in enumerate(parts):
+        known = {} if asked is None else asked._asdict()
+        held = {"images": images, "context": masks.context, "target": masks.target, **known}
+        tensors |= {
+            f"{name}.{number}": tensor.cpu().contiguous()
+            for name, tensor in held.items()
+            if tensor is not None
+        }
     save_file(tensors, path)
+    run.fabric.barrier()
     return NonFiniteError(
         f"{error} at step {run.step + 1}; nothing was updated. The batch is in {path}. "
         "Lower optim.lr, set optim.clip_norm=1, or try runtime.precision=float32; the last checkpoint is good"

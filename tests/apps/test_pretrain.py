@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import openjepa
+from openjepa import checkpoint
 from openjepa.errors import CheckpointError, UserError
 from openjepa.methods import IJEPA
 
@@ -310,6 +311,50 @@ def test_two_processes_make_the_same_steps(photos: Path, whole: Path, tmp_path: 
     assert ended.returncode == 0, ended.stderr
     for ours, theirs in zip(rows(out), rows(whole), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM to another process on Windows")
+def test_two_processes_save_and_exit_75(photos: Path, tmp_path: Path) -> None:
+    """As a scheduler does it: every process gets the signal."""
+    out = tmp_path / "run"
+    command = options(photos, out, "--steps", "100000", "--devices", "2")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert errors.count("go on with --resume") == 1
+    assert "Traceback" not in errors
+    assert checkpoint.load_latest(out / "checkpoints") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (["--steps", "12", "--stop-on-collapse", "--overwrite"], 6, "stopped at step 12: collapsed"),
+        (["--steps", "12"], 2, "is not empty"),
+        (["--steps", "12", "--overwrite", "--set", "optim.lr=1e30"], 5, "nothing was updated"),
+    ],
+)
+def test_two_processes_fail_as_one(
+    tmp_path: Path, photos: Path, more: list[str], code: int, said: str
+) -> None:
+    """What the first alone finds out ends both, with its message and code."""
+    same = tmp_path / "same"
+    same.mkdir()
+    source = next(photos.rglob("*.jpg")).read_bytes()
+    for number in range(40):
+        (same / f"{number}.jpg").write_bytes(source)
+    out = tmp_path / "run"
+    assert run(options(same, out, "--steps", "2")).returncode == 0
+    ended = run([*options(same, out, *more), "--devices", "2"])
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.count(said) == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_collapsed_run_fails_when_asked_to(photos: Path, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def forecast(config: Config, source: Source) -> Forecast | None:
     runtime = resolve_runtime(config.runtime, shapes=[])
     config = config.model_copy(update={"runtime": runtime})
     decoding, cropping = _loading_seconds(config, source, seconds)
-    loading = (decoding + cropping) * batch / (runtime.threads or 1)
+    loading = (decoding + cropping) * batch / runtime.devices / (runtime.threads or 1)
     first_steps = 0
     if share:
         stage = load_config({**with_method(config.model_dump(mode="json"), first.method), "first_stage": {}})
@@ -220,7 +220,7 @@ def _step_seconds(config: Config) -> list[float]:
     """What it takes to ask the teacher about a batch, and the rest of a step: measured once a machine."""
     shape, runtime = architecture_of(config), config.runtime
     facts = {
-        "method": config.method, "shape": shape.as_dict(), "batch": config.data.batch_size,
+        "method": config.method, "shape": shape.as_dict(), "batch": config.data.batch_size // runtime.devices,
         "masks": config.masks.model_dump(mode="json"), "optimizer": config.optim.name,
         "threads": runtime.threads, "precision": runtime.precision, "device": runtime.device,
     }  # fmt: skip
@@ -230,7 +230,8 @@ def _step_seconds(config: Config) -> list[float]:
 def _timed_step(config: Config) -> list[float]:
     """The measurement, on images of noise."""
     torch.set_num_threads(config.runtime.threads or 1)
-    shape, runtime, batch = architecture_of(config), config.runtime, config.data.batch_size
+    shape, runtime = architecture_of(config), config.runtime
+    batch = config.data.batch_size // runtime.devices
     device, low = runtime.device, runtime.precision == "bfloat16"
     method = model_of(config).to(device)
     set_attention_path(method, resolved_attention(runtime))

@@ -7,6 +7,7 @@ One stage, or two: `openjepa.apps.stage` puts each together. On a folder of imag
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from openjepa.apps.stage import Stage, train
 from openjepa.config import Config
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import look
-from openjepa.errors import UserError
+from openjepa.errors import FirstProcessFailed, NonFiniteError, Preempted, UserError
 from openjepa.hub import load
 from openjepa.overwrite import check_run, refuse_sources
 from openjepa.presets import Images, Settings, preset, with_method
+from openjepa.processes import by_first
 from openjepa.progress import TrainingProgress
 from openjepa.reference_config import from_reference_config, is_reference_config
 from openjepa.resume import check_changes, check_data, with_measured
@@ -171,14 +173,22 @@ def _prepare(request: _Request) -> None:
     device, devices = resolve_device(config.runtime.device), config.runtime.devices
     fabric = Fabric(accelerator=device, devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
+    config = fabric.broadcast(config)  # each process has planned, and clocks differ
     stage = Stage(
-        source=source, fabric=fabric, folder=None, saved=saved, eval_train=request.eval_train,
+        source=source, fabric=fabric, out=request.out, folder=None, saved=saved, eval_train=request.eval_train,
         eval_test=request.eval_test, stop_on_collapse=request.stop_on_collapse,
     )  # fmt: skip
-    if fabric.global_rank:
-        _train_stages(config, stage, request)
+    if fabric.global_rank:  # the first process says how it ended
+        with suppress(FirstProcessFailed, NonFiniteError, Preempted):
+            by_first(fabric, lambda: None)
+            _train_stages(config, stage, request)
         return
-    folder = RunFolder(request.out, resume=request.resume, overwrite=request.overwrite)
+    made: list[RunFolder] = []
+    by_first(
+        fabric,
+        lambda: made.append(RunFolder(request.out, resume=request.resume, overwrite=request.overwrite)),
+    )
+    [folder] = made
     with folder, TrainingProgress() as shown:
         if request.resume and saved is None and not (request.out / "first-stage").exists():
             shown.say(f"{request.out}: no checkpoint to resume, starting at step 0")
@@ -190,10 +200,8 @@ def _train_stages(config: Config, stage: Stage, request: _Request) -> None:
     """The run itself; where it asks for a first stage and has not begun, that one before it, in a folder of its own."""
     if config.first_stage.method != "none" and stage.saved is None:
         first = request.out / "first-stage"
-        if stage.folder is not None:
-            stage.folder.describe(
-                config
-            )  # what was chosen, for a run that goes on after a stop in this stage
+        if stage.folder is not None:  # what was chosen, for a run that goes on after a stop in this stage
+            stage.folder.describe(config)
         stage.say(
             f"stage 1  {config.first_stage.method}, {config.first_stage.share:.0%} of the budget, in {first}"
         )
@@ -214,10 +222,10 @@ def _train_first(config: Config, stage: Stage, out: Path, request: _Request) -> 
         check_changes(began, config, override=request.override)
         stage.say(f"{out}: going on at step {saved.state['step']:,}")
     if stage.folder is None:
-        train(config, replace(stage, saved=saved))
+        train(config, replace(stage, saved=saved, out=out))
         return
     with RunFolder(out, resume=True) as folder:
-        train(config, replace(stage, saved=saved, folder=folder))
+        train(config, replace(stage, saved=saved, out=out, folder=folder))
 
 
 def _first_stage(config: Config) -> Config:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from openjepa.methods import IJEPA
 from openjepa.models.architecture import Architecture, architecture_of
 from openjepa.models.transformer import set_attention_path
 from openjepa.probes import HealthProbe, KnnProbe, OnlineProbe, StopOnCollapse
+from openjepa.processes import by_first
 from openjepa.run import Probe, Run
 from openjepa.run_folder import RunFolder
 from openjepa.runtime import resolve_runtime, resolved_attention
@@ -39,7 +41,8 @@ class Stage:
     Attributes:
         source: The images.
         fabric: Device and processes.
-        folder: Where results go; None on all processes but the first.
+        out: The stage's folder.
+        folder: The same with its lock, where results go; None on all processes but the first.
         saved: The checkpoint to go on from.
         begins_with: Folder of the first stage, whose encoder the run begins with; it comes before `init_from`.
         eval_train: Labelled images for the k-NN that watches.
@@ -51,6 +54,7 @@ class Stage:
 
     source: Source
     fabric: Fabric
+    out: Path
     folder: RunFolder | None
     saved: checkpoint.Checkpoint | None
     begins_with: Path | None = None
@@ -113,29 +117,40 @@ def train(config: Config, stage: Stage) -> None:
         assert isinstance(method, IJEPA), "the configuration was checked for it"
         descriptions = Descriptions(method, loader)
     run = Run(
-        config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, folder=folder, on_row=watch,
+        config=config, fabric=fabric, method=method, loader=loader, sampler=sampler, out=stage.out, folder=folder,
+        on_row=watch,
         on_batch=lambda batch: bad_files.add(num_good=len(batch.samples), bad=batch.bad),
         descriptions=descriptions,
     )  # fmt: skip
     run.probes = _probes(stage, run, dataset, sampler)
     if saved is not None:
         run.restore(saved)
-    if folder is not None:
-        checkpoint.require_space(folder.path, run.num_bytes())
-        folder.cut_metrics(run.step)
-        folder.describe(
-            config,
-            data={"name": source.name, "num_images": len(source), "fingerprint": source.fingerprint},
-            model=architecture.as_dict(),
-        )
-        for line in _summary(run, source):
-            say(line)
+    by_first(fabric, partial(_begin, run, source, say))
     before = run.step
     fit(run)
-    if folder is not None and (run.step > before or not (folder.path / "report.html").exists()):
-        say(f"report   {_report(run, folder.path)}")
+    by_first(fabric, partial(_end, run, before, say))
     if bad_files.kinds:
         say(f"images skipped: {count_kinds(bad_files.kinds)}; listed in bad_files.jsonl")
+
+
+def _begin(run: Run, source: Source, say: Callable[[str], None]) -> None:
+    """Make sure that there is room, write what the run is made with, and say what is about to happen."""
+    assert run.folder is not None, "the first process has it"
+    checkpoint.require_space(run.out, run.num_bytes())
+    run.folder.cut_metrics(run.step)
+    run.folder.describe(
+        run.config,
+        data={"name": source.name, "num_images": len(source), "fingerprint": source.fingerprint},
+        model=architecture_of(run.config).as_dict(),
+    )
+    for line in _summary(run, source):
+        say(line)
+
+
+def _end(run: Run, before: int, say: Callable[[str], None]) -> None:
+    """Write the report, where steps were made since ``before`` or there is none."""
+    if run.step > before or not (run.out / "report.html").exists():
+        say(f"report   {_report(run, run.out)}")
 
 
 def _report(run: Run, folder: Path) -> Path:
