@@ -4,7 +4,7 @@
 
 PHOTOS is a folder of photographs, from which images of every size and kind are cut. Each corner is one `openjepa
 pretrain DATA --dry-run`, whose settings are kept, and one `openjepa pretrain DATA --config THEM` that has one minute
-instead of the budget. A corner that is done is not run again. The table is written to `OUT/corners.md`;
+instead of the budget. A corner that went well is not run again. The table is written to `OUT/corners.md`;
 the exit status is 1 where a command failed.
 """
 
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -94,7 +95,8 @@ def make_images(photographs: list[Path], corner: Corner, folder: Path) -> None:
     if folder.is_dir():
         return
     draft = folder.with_name(f"{folder.name}.tmp")
-    draft.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(draft, ignore_errors=True)  # of a call that was cut off
+    draft.mkdir(parents=True)
     rng = np.random.default_rng(0)
     size = (corner.width, corner.height)
     made = []
@@ -154,7 +156,8 @@ def judge(corner: Corner, data: Path, openjepa: list[str], out: Path) -> dict[st
     )
     if record.is_file():
         found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        return found
+        if not found["status"]:
+            return found
     asked = ["--method", corner.method] if corner.method else []
     asked += ["--set", "runtime.precision=float32"] if corner.slow else []
     start = time.perf_counter()

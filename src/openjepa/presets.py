@@ -213,9 +213,9 @@ class Choice:
 
 
 ENOUGH_STEPS = {8: 0, 12: 8000, 16: 24000}
-"""Patches across an image -> optimiser steps of the whole run from which so many are worth their price. Up to 3,600
-steps 8 × 8 of 4 px, which is 32 px, win on photographs of 100 to 224 px in the time of 12 × 12 (docs/log.md); from
-how many on they do not is not known."""
+"""Patches across an image -> optimiser steps of the whole run from which so many are worth their price. 8 × 8
+of 4 px, which is 32 px, win in the same time where 12 × 12 come to some hundred steps (photographs of 100 to 224 px)
+and, on brain slices, to 3,600; what more steps give is not measured (docs/log.md)."""
 
 
 def candidates(side: int, patch: int = 4) -> list[int]:
