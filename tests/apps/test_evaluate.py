@@ -118,6 +118,17 @@ def test_views_are_mirrored_unless_forbidden(
         seen.clear()
 
 
+def test_a_result_of_before_there_was_mirroring_is_made_again_without(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.json"
+    first = evaluate(
+        GOLDEN, **arguments(data, protocols=["knn"], set=[*FAST, "views=1", "flip=false"], out=out)
+    )
+    told = json.loads(out.read_text())
+    del told["settings"]["flip"]
+    out.write_text(json.dumps(told))
+    assert rerun(out) == first
+
+
 def test_the_device_is_chosen_kept_and_taken_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

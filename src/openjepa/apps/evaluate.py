@@ -159,7 +159,8 @@ def rerun(result: str | Path, *, num_workers: int = 0, out: str | Path | None = 
     try:
         told = json.loads(Path(result).read_text(encoding="utf-8"))
         request = _Request(**told["request"])
-        config = load_config(told["settings"], schema=EvalConfig)
+        # Earlier versions mirrored nothing, and had no setting for it.
+        config = load_config({"flip": False, **told["settings"]}, schema=EvalConfig)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"--rerun {result}: not a result of this version of openjepa evaluate: {error}"
