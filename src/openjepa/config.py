@@ -4,6 +4,7 @@ A field's docstring gives its unit, range and source. `None` in a default means 
 data, model or machine, then written down".
 """
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -49,9 +50,19 @@ class DataConfig(Section):
     """Channel standard deviations in [0, 1]; resolved from `normalize`."""
     min_side: int = Field(2, ge=1)
     """Images with a shorter side, in pixels, are skipped and counted."""
+    value_range: Range | None = None
+    """The numbers that are black and white in images wider than 8 bits. By default files and types say it, 16 bits are
+    0 to 65,535; for floats and other integers it is decided once, by a look at the data (docs/data.md)."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """The run stops once it is certain that more than this fraction of the images is unreadable (and not before 100
     images were read)."""
+
+    @field_validator("value_range")
+    @classmethod
+    def _ascending(cls, value: Range | None) -> Range | None:
+        if value is not None and not -math.inf < value[0] < value[1] < math.inf:
+            raise ValueError("black must be less than white, both finite")
+        return value
 
     @field_validator("image_size", mode="before")
     @classmethod

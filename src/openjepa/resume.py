@@ -21,6 +21,7 @@ _FIXED = (
     "data.mean",
     "data.std",
     "data.interpolation",
+    "data.value_range",
 )
 
 
@@ -58,6 +59,8 @@ def with_measured(config: Config, began: Config) -> Config:
             tree["runtime"][name] = before["runtime"][name]
     if config.data.normalize == began.data.normalize == "auto":
         tree["data"] |= {name: before["data"][name] for name in ("mean", "std")}
+    if config.data.value_range is None:
+        tree["data"]["value_range"] = before["data"]["value_range"]
     return load_config(tree)
 
 

@@ -26,7 +26,9 @@ from make_images import (
     rotated_jpeg,
 )
 from openjepa.data import decode as decode_module
-from openjepa.data.decode import BadImage, Detail, decode, to_uint8
+from openjepa.data.bad_files import BadImage
+from openjepa.data.decode import Detail, decode
+from openjepa.data.levels import to_uint8
 from openjepa.data.views import resize
 
 GREY = [128, 128, 128]

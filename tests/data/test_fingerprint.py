@@ -11,7 +11,7 @@ import pytest
 
 from make_images import encode
 from openjepa.data import builtin, fingerprint
-from openjepa.data.decode import BadImage
+from openjepa.data.bad_files import BadImage
 from openjepa.data.folders import FileSource
 from openjepa.data.sources import Source, open_source, same_data
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from openjepa.allocator import keep_freed_memory
 from openjepa.data.bad_files import BadFile, BadFiles
 from openjepa.data.dataset import Batch, ImageDataset
+from openjepa.data.decode import Picture
 from openjepa.data.loader import evaluate_batches
 from openjepa.data.preprocess import Preprocess, normalise
 from openjepa.data.sources import open_source
@@ -47,7 +48,7 @@ from openjepa.runtime import available_cores, bfloat16_pays, resolve_device
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-Images = Tensor | Image.Image | Sequence[str | Path | Image.Image]
+Images = Tensor | Image.Image | Sequence[str | Path | Picture]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,9 @@ def embed(  # type: ignore[misc]  # what the options are stands only here
 
     Args:
         model_or_ckpt: A model, or what `openjepa.load` takes.
-        images_or_data: Images (B, c, H, W) that are preprocessed, a Pillow image, a list of Pillow images and paths
-            (each passes ``model.preprocess``), or, as one str or Path, a data set: folder, tar, manifest, built-in.
+        images_or_data: Images (B, c, H, W) that are preprocessed, a Pillow image, a list of paths and of pictures in
+            memory (each passes ``model.preprocess``), or, as one str or Path, a data set: folder, tar, manifest or
+            built-in.
         out: Parquet file for the embeddings of a data set; needs the extra `parquet`. What a killed process had
             done is kept beside it, and the same call goes on with it.
         encoder: `target`, as the paper, or `context`.
@@ -245,11 +247,13 @@ class _DataRun:
         self.network, self.preprocess = _network(model, options), _preprocess(model)
         self.device = resolve_device(options.device, option="--device")
         self.source = open_source(data)
+        self.preprocess = self.preprocess.on(self.source)
         self.dataset = ImageDataset(
             self.source,
             image_size=self.preprocess.image_size,
             channels=self.preprocess.channels,
             interpolation=self.preprocess.interpolation,
+            value_range=self.preprocess.value_range,
             cache="never",  # each image is read once
         )
         self.batch_size = options.batch(self.preprocess.image_size)

@@ -202,12 +202,12 @@ class _Evaluation:
         self.network = model.target_encoder if request.encoder == "target" else model.context_encoder
         self.weights_sha256 = weights_hash(self.network)
         self.precision = precision or ("bfloat16" if bfloat16_pays(self.device) else "float32")
-        assert isinstance(model.preprocess, Preprocess)
-        self.preprocess = model.preprocess
         self.sources = {
             "train": self._open("train", request.target),
             "test": self._open("test", request.target),
         }
+        assert isinstance(model.preprocess, Preprocess)
+        self.preprocess = model.preprocess.on(self.sources["train"])
         self.fingerprints = {name: source.fingerprint for name, source in self.sources.items()}
         self.images = {split: self._images(split) for split in self.sources}
 
@@ -332,8 +332,10 @@ class _Evaluation:
             image_size=self.preprocess.image_size,
             channels=self.preprocess.channels,
             interpolation=self.preprocess.interpolation,
+            value_range=self.preprocess.value_range,
             cache_bytes=_KEPT_BYTES,
             flip=self.config.flip,
+            max_bad_fraction=self.config.data.max_bad_fraction,
         )
 
     def _save_head(self, folder: Path, heads: dict[str, tuple[Head, Sequence[str]]]) -> None:

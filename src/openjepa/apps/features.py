@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from openjepa.apps.embed import embed
+from openjepa.data.decode import Picture
 from openjepa.evals.features import pooled_size
 from openjepa.hub import load
 
@@ -57,18 +57,17 @@ class OpenJEPAFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
 
     def transform(
         self,
-        X: Sequence[str | Path | Image.Image] | NDArray[np.uint8],  # noqa: N803
+        X: Sequence[str | Path | Picture] | NDArray[Any],  # noqa: N803
     ) -> NDArray[np.float32]:
-        """Features (N, D) of paths, Pillow images, or arrays (N, H, W, C) uint8."""
+        """Features (N, D) of paths and pictures, or of arrays (N, H, W) or (N, H, W, C); see `Preprocess`.
+
+        Raises:
+            DataError: One of them can't be read, or has numbers on an unknown scale.
+        """
         if not hasattr(self, "model_"):
             self.fit(X)
-        images = (
-            [Image.fromarray(one.squeeze()) for one in X]
-            if isinstance(X, np.ndarray) and X.ndim > 2
-            else list(X)
-        )
         found = embed(
-            self.model_, images, encoder=self.encoder, pool=self.pool, device=self.device,
+            self.model_, list(X), encoder=self.encoder, pool=self.pool, device=self.device,
             batch_size=self.batch_size,
         )  # fmt: skip
         return found.numpy()

@@ -16,8 +16,8 @@ import torch
 
 from openjepa.apps.stage import open_dataset
 from openjepa.config import Config
+from openjepa.data.bad_files import BadImage
 from openjepa.data.dataset import spread
-from openjepa.data.decode import BadImage
 from openjepa.data.sources import Source
 from openjepa.hub import model_of
 from openjepa.masks import make_masks

@@ -81,12 +81,12 @@ def predict(
             f"--head {head}: fitted on the {facts.encoder} encoder of {facts.checkpoint}, whose weights are others "
             f"than those of {checkpoint}; fit one with openjepa evaluate {checkpoint} … --save-head"
         )
-    preprocess = model.preprocess
-    assert isinstance(preprocess, Preprocess)
     source = open_source(data)
+    assert isinstance(model.preprocess, Preprocess)
+    preprocess = model.preprocess.on(source)
     dataset = ImageDataset(
         source, image_size=preprocess.image_size, channels=preprocess.channels,
-        interpolation=preprocess.interpolation, cache="never",
+        interpolation=preprocess.interpolation, value_range=preprocess.value_range, cache="never",
     )  # fmt: skip
     listing.unlink(missing_ok=True)  # of an earlier file of this name
     bad_files = BadFiles(

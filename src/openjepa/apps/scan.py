@@ -3,7 +3,7 @@
 openjepa scan photos --test photos-held-out
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -17,12 +17,14 @@ from openjepa.apps.plan import in_words
 from openjepa.data.scenes.source import TARGETS
 from openjepa.data.sources import Source, open_source
 from openjepa.data.statistics import shared_channels
-from openjepa.data.survey import Survey, look_at, overlap
+from openjepa.data.survey import Numbers, Survey, look_at, overlap
 from openjepa.presets import Images, choose_preset
 from openjepa.runtime import resolve_device
 from openjepa.settings import load_config
 
 _SHOWN = 8
+_LITTLE = 0.3  # of the scale: less than that is dark throughout
+_OUT = 0.01  # of the scale: more than that beyond it is worth a word
 _SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
 
 
@@ -41,7 +43,7 @@ def scan(data: str | Path, *, test: str | Path | None = None, channels: int = 3)
     built_in = source.name.endswith(":train")
     other = open_source(test or data, split="test") if test or built_in else None
     survey = _look(source, channels)
-    lines = [*_contents(survey), *_classes(source), *_copies(survey)]
+    lines = [*_contents(survey), *_values(survey), *_classes(source), *_copies(survey)]
     lines += _between_folders(survey)
     if other is not None:
         lines += _overlap(survey, _look(other, channels))
@@ -82,12 +84,49 @@ def _contents(survey: Survey) -> list[str]:
         sizes = Counter({f"{width}×{height}": count for (width, height), count in survey.sizes.items()})
         spread = f"shorter side {sides[0]} to {sides[-1]}, median {median(sides):g} px"
         lines.append(f"sizes       {_counts(sizes)}; {spread}")
+    if source.unread:
+        lines.append(f"left out    {source.unread}")
     if not survey.broken:
         return [*lines, "broken      none"]
     kinds = Counter(bad.kind for bad in survey.broken)
     lines.append(f"broken      {len(survey.broken):,}: {_counts(kinds)}")
     lines += [f"            {bad.path}: {bad.reason}" for bad in survey.broken[:_SHOWN]]
     return lines + _more(survey.broken)
+
+
+def _values(survey: Survey) -> list[str]:
+    """For each type of numbers wider than 8 bits: where they lie, what is taken for black and white, what is odd."""
+    lines = []
+    by_type: dict[str, dict[int, Numbers]] = defaultdict(dict)
+    for index, numbers in survey.numbers.items():
+        by_type[numbers.type][index] = numbers
+    for kind, images in by_type.items():
+        low, high = min(one.low for one in images.values()), max(one.high for one in images.values())
+        declared = next(iter(images.values())).white
+        black, white = (0.0, declared) if declared is not None else survey.value_range or (low, high)
+        lines.append(
+            f"values      {kind} {len(images):,}: {low:.5g} to {high:.5g}, scaled so that {black:g} is black and "
+            f"{white:g} is white (data.value_range sets another range)"
+        )
+        if high - black < _LITTLE * (white - black):
+            lines.append(
+                f"            they fill {(high - black) / (white - black):.1%} of that, so all are dark: of 12 bits, "
+                "say, set data.value_range=[0,4095]"
+            )
+        span = white - black
+        odd = [
+            i for i, one in images.items() if one.low < black - _OUT * span or one.high > white + _OUT * span
+        ]
+        if odd:
+            lines.append(
+                f"            {len(odd):,} are scaled alike but reach beyond that range, and are clipped there:"
+            )
+            lines += [
+                f"            {survey.source.path(i)}: {images[i].low:.5g} to {images[i].high:.5g}"
+                for i in odd[:_SHOWN]
+            ]
+            lines += _more(odd)
+    return lines
 
 
 def _classes(source: Source) -> list[str]:

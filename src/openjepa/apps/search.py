@@ -6,11 +6,9 @@ openjepa search photos.parquet --outliers --k 20
 openjepa search photos.parquet --select 100            # label these first
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +19,7 @@ from rich.text import Text
 
 from openjepa import neighbours
 from openjepa.apps.embed import embed
-from openjepa.data.decode import BadImage
+from openjepa.data.bad_files import BadImage
 from openjepa.data.preprocess import Preprocess
 from openjepa.data.sources import Source, open_source, same_data
 from openjepa.errors import CheckpointError, DataError, UserError
@@ -165,7 +163,7 @@ class Bank:
             raise UserError(
                 f"--out: {data['name']} holds other images now than when {self.file} was made: embed anew for a picture"
             )
-        preprocess = _known_preprocess(self.metadata["preprocess"])
+        preprocess = Preprocess.of_facts(self.metadata["preprocess"])
         places = _places(source, paths)
         try:
             return [preprocess.shown(source.read(places[path])) for path in paths]
@@ -176,14 +174,6 @@ class Bank:
 def _places(source: Source, paths: Sequence[str]) -> dict[str, int]:
     wanted = set(paths)
     return {path: place for place in range(len(source)) if (path := source.path(place)) in wanted}
-
-
-def _known_preprocess(facts: dict[str, Any]) -> Preprocess:
-    values = json.loads(json.dumps(facts))
-    return Preprocess(
-        tuple(values["image_size"]), values["channels"], tuple(values["mean"]), tuple(values["std"]),
-        values["interpolation"],
-    )  # fmt: skip
 
 
 def _table(found: Sequence[Found]) -> Table:
@@ -208,7 +198,7 @@ def _draw(bank: Bank, found: Sequence[Found], image: str | Path | Image.Image | 
     pictures = bank.images([one.path for one in found])
     labels = [_label(one) for one in found]
     if image is not None:
-        preprocess = _known_preprocess(bank.metadata["preprocess"])
+        preprocess = Preprocess.of_facts(bank.metadata["preprocess"])
         pictures.insert(0, preprocess.shown(image))
         labels.insert(0, "query")
     out.parent.mkdir(parents=True, exist_ok=True)

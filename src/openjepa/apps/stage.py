@@ -16,7 +16,7 @@ from openjepa.data.bad_files import BadFile, BadFiles, count_kinds
 from openjepa.data.dataset import ImageDataset
 from openjepa.data.loader import Loader
 from openjepa.data.sources import Source, open_source
-from openjepa.data.statistics import channel_statistics
+from openjepa.data.statistics import channel_statistics, shared_value_range
 from openjepa.descriptions import Descriptions
 from openjepa.errors import UserError
 from openjepa.health import judge_row
@@ -75,6 +75,10 @@ def train(config: Config, stage: Stage) -> None:
     source, fabric, folder, saved, say = stage.source, stage.fabric, stage.folder, stage.saved, stage.say
     data, architecture = config.data, architecture_of(config)
     sampler = make_masks(config.masks.name, grid=architecture.grid, **config.masks.settings())
+    if saved is None and data.value_range is None:
+        data.value_range = shared_value_range(source, channels=data.channels)
+        if data.value_range is not None:
+            say("values   {:g} is black, {:g} is white (data.value_range)".format(*data.value_range))
     dataset = open_dataset(config, source)
     bad_files = BadFiles(
         folder.bad_files if folder else None, max_fraction=data.max_bad_fraction, num_images=len(source)
@@ -177,8 +181,10 @@ def open_dataset(config: Config, source: Source) -> ImageDataset:
         flip=data.flip,
         interpolation=data.interpolation,
         min_side=data.min_side,
+        value_range=data.value_range,
         cache=data.cache,
         cache_bytes=data.cache_bytes,
+        max_bad_fraction=data.max_bad_fraction,
     )
 
 

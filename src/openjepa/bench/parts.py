@@ -182,7 +182,7 @@ def watching(watch: Stopwatch) -> Iterator[None]:
         def put(owner: Any, name: str, function: Any) -> None:
             patches.enter_context(mock.patch.object(owner, name, function))
 
-        put(loader, "_compute", lambda make, steps, dataset, num_workers: map(make, steps))
+        put(loader, "compute_ahead", lambda make, steps, **_: map(make, steps))
         put(loader.Loader, "batch", watch.around("data", loader.Loader.batch, always=True))
         put(train, "_parts", watch.around("masks, normalising", train._parts, always=True))
         put(train, "train_step", watch.around_step(train.train_step))

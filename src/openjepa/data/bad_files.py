@@ -19,6 +19,10 @@ _ERROR = 1e-3
 _ALTERNATIVES = 12
 
 
+class BadImage(Exception):
+    """What gives no image. Its text is the reason, one line: a kind, then ": " and details."""
+
+
 class BadFile(NamedTuple):
     """An image that could not be used, and why: a kind of fault, then perhaps ": " and details."""
 

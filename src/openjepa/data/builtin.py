@@ -45,6 +45,7 @@ class ArraySource:
     classes: tuple[str, ...]
     names_and_sizes: str
     problems: tuple[tuple[str, str], ...] = ()
+    unread: str = ""
 
     @cached_property
     def fingerprint(self) -> str:

@@ -7,6 +7,7 @@ test images have no scenes, so the validation images are the test split, as in V
 """
 
 import functools
+import glob
 import json
 import os
 from typing import Any, NamedTuple
@@ -36,8 +37,9 @@ class _Scene(NamedTuple):
 
 
 def is_clevr(folder: str) -> bool:
-    """Whether a folder is laid out as Clevr is."""
-    return all(os.path.isdir(os.path.join(folder, part)) for part in ("images", "scenes"))
+    """Whether a folder is laid out as Clevr is: a folder of images and one of scenes alone are not enough."""
+    scenes = os.path.join(glob.escape(folder), "scenes", "CLEVR_*_scenes.json")
+    return os.path.isdir(os.path.join(folder, "images")) and bool(glob.glob(scenes))
 
 
 def open_clevr(folder: str, *, split: str, target: str | None, name: str) -> FileSource:

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from openjepa.data.bad_files import BadFile, count_kinds
-from openjepa.data.decode import BadImage, Detail, decode, quiet
+from openjepa.data.bad_files import BadFile, BadImage, count_kinds
+from openjepa.data.decode import Detail, decode, quiet
 from openjepa.data.image_memory import RECENT_BYTES, ImageMemory
+from openjepa.data.levels import ValueRange
 from openjepa.data.sources import Source
 from openjepa.data.views import Images, Interpolation, centre_box, coin_flips, crop_boxes, resize
 from openjepa.errors import DataError
@@ -69,8 +70,10 @@ class ImageDataset:
         flip: Mirror half of the training views.
         interpolation: Filter of the resize.
         min_side: Least side of an image in pixels; smaller ones are bad.
+        value_range: The numbers that are black and white in images wider than 8 bits, see `openjepa.data.levels`.
         cache: "auto" keeps decoded images for the next time, "never" does not.
         cache_bytes: Most memory that they may take; the rest are decoded each time.
+        max_bad_fraction: More bad images than this fraction are an error where they are evaluated.
 
     Attributes:
         cached: Whether all images will be kept, as far as a few of them tell.
@@ -88,8 +91,10 @@ class ImageDataset:
         flip: bool = False,
         interpolation: Interpolation = "bilinear",
         min_side: int = 2,
+        value_range: ValueRange | None = None,
         cache: Literal["auto", "never"] = "auto",
         cache_bytes: int = 2 * 2**30,
+        max_bad_fraction: float = 0.01,
     ) -> None:
         self.source = source
         self.labels = source.labels
@@ -100,6 +105,8 @@ class ImageDataset:
         self.flip = flip
         self.interpolation = interpolation
         self.min_side = min_side
+        self.value_range = value_range
+        self.max_bad_fraction = max_bad_fraction
         self._detail = Detail.for_views(image_size, crop_scale, crop_aspect)
         self._memory = ImageMemory(cache_bytes, RECENT_BYTES) if cache == "auto" else ImageMemory(0)
         self._keeps = cache == "auto"
@@ -108,6 +115,11 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def view_bytes(self) -> int:
+        """Size of a view."""
+        return self.channels * self.image_size[0] * self.image_size[1]
 
     def batch(self, samples: ArrayLike, epochs: ArrayLike, seed: int) -> Batch:
         """Training views: random crops, mirrored or not, each a pure function of (seed, epoch, sample).
@@ -201,7 +213,10 @@ class ImageDataset:
             return image
         try:
             raw = self.source.read(index)
-            image = decode(raw, channels=self.channels, min_side=self.min_side, detail=self._detail)
+            image = decode(
+                raw, channels=self.channels, min_side=self.min_side, detail=self._detail,
+                value_range=self.value_range,
+            )  # fmt: skip
         except BadImage as error:
             if self._keeps:
                 self._bad[index] = str(error)

@@ -3,16 +3,17 @@
 How what is not 8-bit RGB becomes so (the rules are fixed, so that a checkpoint's images look
 the same everywhere):
 
-- **Wider than 8 bits** is scaled, never clipped: see `to_uint8`.
-- **Transparency** is laid on mid-grey, on which both black and white drawings stay visible.
+- **Wider than 8 bits** is scaled as `openjepa.data.levels` says.
+- **Transparency** is laid on mid-grey, a transparent colour too.
 - **CMYK, YCbCr, LAB, HSV, palettes** become RGB; embedded colour profiles are not applied.
 - **EXIF orientation** is applied; broken metadata is ignored, its pixels are kept.
 - **Animations and multi-page files** give their first frame.
 - **One channel asked for**: luma (ITU-R 601). **Three asked for and one there**: repeated. **Any other
   number**: the file must have it, be it Pillow's bands, a TIFF, or an .npy array (H, W) or (H, W, C).
+- **A Pillow image, an array or a tensor** gives what the file of the same picture gives.
 """
 
-import importlib
+import contextlib
 import io
 import math
 import struct
@@ -27,19 +28,37 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
+from torch import Tensor
+
+from openjepa.data import png, tiff
+from openjepa.data.bad_files import BadImage
+from openjepa.data.levels import Bands, ValueRange, on_background
 
 MAX_PIXELS = 178_956_970
 """Largest image decoded, in pixels: where Pillow itself speaks of a decompression bomb (0.5 GB as RGB)."""
 
 # No EPS, WMF and the like, which run other programs, and no TGA, whose header any bytes can pass for.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What image libraries raise on damaged files.
 _DAMAGE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError),
     *(EOFError, MemoryError, RuntimeError, struct.error, tokenize.TokenError, zlib.error),
 )
-_BACKGROUND = (128, 128, 128, 255)
+_BYTES = (
+    "1",
+    "L",
+    "P",
+    "LA",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+)  # of at most 8 bits
+_END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,10 +69,6 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class BadImage(Exception):
-    """A file that gives no image. Its text is the reason, one line: a kind, then ": " and details."""
 
 
 class Detail(NamedTuple):
@@ -79,17 +94,27 @@ FULL = Detail(MAX_PIXELS, MAX_PIXELS)
 """Every pixel."""
 
 
+Picture = Image.Image | NDArray[Any] | Tensor
+"""In memory: a Pillow image, an array (H, W) or (H, W, C), a tensor (C, H, W), of any type of numbers."""
+
+
 def decode(
-    raw: bytes | NDArray[Any], *, channels: int = 3, min_side: int = 1, detail: Detail = FULL
+    raw: bytes | Picture,
+    *,
+    channels: int = 3,
+    min_side: int = 1,
+    detail: Detail = FULL,
+    value_range: ValueRange | None = None,
 ) -> NDArray[np.uint8]:
     """Decode one image.
 
     Args:
-        raw: A file's bytes, or an array (H, W) or (H, W, C) of numbers.
+        raw: A file's bytes, or a picture in memory.
         channels: Channels wanted, C.
         min_side: Least height and width in pixels.
         detail: What is enough: a JPEG that is larger is decoded at a half, a quarter or an eighth of its size,
             which takes a third of the time or less.
+        value_range: The numbers that are black and white in what is wider than 8 bits; None: see `levels`.
 
     Returns:
         Pixels, (H, W, C) uint8, a contiguous array of its own.
@@ -97,23 +122,37 @@ def decode(
     Raises:
         BadImage: Empty, damaged, no image, too small, too large, or of another number of channels.
     """
+    with quiet:
+        found = _read(raw, channels, min_side, detail)
+        return found.pixels(channels, value_range) if isinstance(found, Bands) else found
+
+
+def wide_bands(raw: bytes | Picture, *, channels: int) -> Bands | None:
+    """The numbers of an image that is wider than 8 bits; None of another.
+
+    Raises:
+        BadImage: As `decode`.
+    """
+    with quiet:
+        if isinstance(raw, bytes) and kind_of(raw)[1] in _BYTES:
+            return None
+        found = _read(raw, channels, 1, FULL)
+    return found if isinstance(found, Bands) and found.values.dtype.itemsize > 1 else None
+
+
+def _read(raw: bytes | Picture, channels: int, min_side: int, detail: Detail) -> NDArray[np.uint8] | Bands:
+    """An image as finished pixels (H, W, channels), or as numbers that are still to be scaled."""
+    if isinstance(raw, Image.Image):
+        return _from_image(_upright(raw), channels, min_side)
+    if isinstance(raw, Tensor):
+        raw = raw.detach().cpu().movedim(0, -1).numpy() if raw.ndim == 3 else raw.detach().cpu().numpy()
     if isinstance(raw, np.ndarray):
-        return _from_array(raw, channels, min_side)
+        return _from_array(raw, min_side)
     if not raw:
         raise BadImage("empty file")
-    with quiet:
-        if raw.startswith(b"\x93NUMPY"):
-            return _from_array(_read_npy(raw), channels, min_side)
-        image = _load(raw, min_side, detail)
-        if isinstance(image, np.ndarray):
-            return image if channels == 3 else _from_array(image, channels, min_side)
-        # Pillow knows neither TIFFs of five bands nor bands kept as pages.
-        unknown = image is None or (channels not in (1, 3) and len(image.getbands()) != channels)
-        if unknown and raw.startswith(_TIFF_MAGIC):
-            return _from_array(_read_tiff(raw), channels, min_side)
-        if image is None:
-            raise BadImage("not an image")
-        return _from_image(image, channels, min_side)
+    if raw.startswith(b"\x93NUMPY"):
+        return _from_array(_read_npy(raw), min_side)
+    return _from_file(raw, channels, min_side, detail)
 
 
 def kind_of(raw: bytes | NDArray[Any]) -> tuple[str, str]:
@@ -130,7 +169,7 @@ def kind_of(raw: bytes | NDArray[Any]) -> tuple[str, str]:
             with Image.open(io.BytesIO(raw), formats=_formats()) as image:
                 return str(image.format), image.mode
         except (*_DAMAGE, UnidentifiedImageError, Image.DecompressionBombError):
-            return ("TIFF", "array") if raw.startswith(_TIFF_MAGIC) else ("?", "?")
+            return ("TIFF", "array") if raw.startswith(tiff.MAGIC) else ("?", "?")
 
 
 class _Quiet:
@@ -164,37 +203,6 @@ quiet = _Quiet()
 """Around each decoding, and around many of them: setting filters takes a seventh of the time of a small image."""
 
 
-def to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Numbers of any type as 8 bits, scaled by their type's range where it has one, never clipped.
-
-    Booleans become 0 and 255; unsigned 16 bits are divided by 257 (65,535 becomes 255). Wider or
-    signed integers are taken as 8-bit when all lie in 0..255, as 16-bit when all lie in 0..65,535;
-    floating point as 0..1 when all lie there, else as 0..255. Values outside all of these are
-    stretched so that the image's own minimum becomes 0 and its maximum 255.
-
-    Raises:
-        BadImage: Not numbers, or NaN or infinite among them.
-    """
-    kind, width = values.dtype.kind, values.dtype.itemsize
-    if kind not in "buif":
-        raise BadImage(f"not numbers: an array of type {values.dtype}")
-    if kind == "b":
-        return values.astype(np.uint8) * np.uint8(255)
-    if kind == "u" and width == 1:
-        return np.array(values, dtype=np.uint8, order="C")
-    low, high = float(values.min()), float(values.max())
-    if not math.isfinite(high - low):
-        raise BadImage("NaN or infinite pixels")
-    if kind == "u" and width == 2:
-        start, span = 0.0, 65535.0
-    else:
-        ranges = (1.0, 255.0) if kind == "f" else (255.0, 65535.0)
-        fitting = [span for span in ranges if low >= 0 and high <= span]
-        start, span = (0.0, fitting[0]) if fitting else (low, high - low)
-    # float64: the differences of large integers must not drown in rounding
-    return np.rint((values.astype(np.float64) - start) * (255.0 / (span or 1.0))).astype(np.uint8)
-
-
 def _check_size(width: int, height: int, min_side: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadImage(f"too large: {width} x {height} pixels, at most {MAX_PIXELS} are decoded")
@@ -202,8 +210,8 @@ def _check_size(width: int, height: int, min_side: int) -> None:
         raise BadImage(f"too small: {width} x {height} pixels, data.min_side is {min_side}")
 
 
-def _load(raw: bytes, min_side: int, detail: Detail) -> Image.Image | NDArray[np.uint8] | None:
-    """The upright image of a file, its size checked before its pixels are decoded; None if unidentified.
+def _from_file(raw: bytes, channels: int, min_side: int, detail: Detail) -> NDArray[np.uint8] | Bands:
+    """The first image of a file, its size checked before its pixels are decoded.
 
     Plain JPEGs, grey ones too, come as pixels (H, W, 3): simplejpeg gives those of Pillow a quarter sooner.
     """
@@ -211,19 +219,30 @@ def _load(raw: bytes, min_side: int, detail: Detail) -> Image.Image | NDArray[np
         with Image.open(io.BytesIO(raw), formats=_formats()) as image:
             _check_size(*image.size, min_side)
             if image.format == "JPEG" and image.mode in ("RGB", "L") and _turn(image) is None:
-                try:
-                    return _decode_jpeg(raw, image.size, detail)
-                except ValueError:
-                    pass  # damaged: Pillow says how, or is more lenient
+                for whole in (raw, raw + _END_OF_JPEG):  # a file may lack its last two bytes and nothing else
+                    with contextlib.suppress(ValueError):  # damaged: Pillow says how, or is more lenient
+                        pixels = _decode_jpeg(whole, image.size, detail)
+                        return pixels if channels == 3 else _from_array(pixels, min_side)
+            if image.format == "TIFF" and not tiff.is_plain(image, channels):
+                return _from_tiff(raw, channels, min_side)
             image.load()
-            turn = _turn(image)
-            return image if turn is None else image.transpose(turn)
+            shown = png.with_opacity(raw, image) if image.format == "PNG" and channels in (1, 3) else image
+            return _from_image(_upright(shown), channels, min_side)
     except UnidentifiedImageError:
-        return None
+        if raw.startswith(tiff.MAGIC):
+            return _from_tiff(raw, channels, min_side)
+        raise BadImage("not an image") from None
     except Image.DecompressionBombError as error:
-        raise BadImage(f"too large: more than {MAX_PIXELS} pixels") from error
+        raise BadImage(f"too large: more than {MAX_PIXELS} pixels ({_one_line(error)})") from error
     except _DAMAGE as error:
+        if raw.startswith(png.SIGNATURE) and len(plain := png.without_metadata(raw)) < len(raw):
+            return _from_file(plain, channels, min_side, detail)
         raise BadImage(f"damaged or truncated: {_one_line(error)}") from error
+
+
+def _from_tiff(raw: bytes, channels: int, min_side: int) -> Bands:
+    bands = tiff.read_tiff(raw, channels, most_pixels=MAX_PIXELS, damage=_DAMAGE)
+    return _from_array(bands.values, min_side)._replace(**bands._asdict())
 
 
 def _decode_jpeg(raw: bytes, size: tuple[int, int], detail: Detail) -> NDArray[np.uint8]:
@@ -242,6 +261,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """How to set an image upright by its EXIF orientation, if it can be read (Pillow does it itself for TIFF)."""
     try:
@@ -250,18 +274,24 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _from_image(image: Image.Image, channels: int, min_side: int) -> NDArray[np.uint8]:
-    """A loaded image as (H, W, C) uint8."""
+def _from_image(image: Image.Image, channels: int, min_side: int) -> NDArray[np.uint8] | Bands:
+    """A loaded image as (H, W, channels) uint8, or as numbers."""
+    _check_size(*image.size, min_side)
+    if image.mode == "I" and image.format == "PPM":  # which Pillow has spread over 16 bits
+        return _from_array(np.asarray(image).astype(np.uint16), min_side)
+    if image.mode == "I;16" and "transparency" in image.info and channels in (1, 3):
+        values = np.asarray(image)
+        opacity = np.where(values == image.info["transparency"], 0, 65535).astype(np.uint16)
+        return Bands(np.stack([values, opacity], axis=-1), colour="grey", alpha="straight")
     if image.mode == "F" or image.mode.startswith("I"):
-        return _from_array(np.asarray(image), channels, min_side)
+        return _from_array(np.asarray(image), min_side)
     if channels not in (1, 3):  # as the bands are, with no change of colour space
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        return _from_array(np.asarray(image), channels, min_side)
+        return _from_array(np.asarray(image), min_side)
     if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, _BACKGROUND)
-        canvas.alpha_composite(image.convert("RGBA"))
-        image = canvas
+        rgba = np.asarray(image.convert("RGBA"))
+        image = Image.fromarray(on_background(rgba[..., :3], rgba[..., 3:]))
     elif image.mode == "LAB":
         image = _lab_to_srgb(image)
     mode = "L" if channels == 1 else "RGB"
@@ -281,22 +311,15 @@ def _lab_to_srgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _from_array(values: NDArray[Any], channels: int, min_side: int) -> NDArray[np.uint8]:
-    """An array (H, W) or (H, W, C) as (H, W, channels) uint8."""
+def _from_array(values: NDArray[Any], min_side: int) -> Bands:
+    """An array (H, W) or (H, W, C) as bands (H, W, C)."""
     if values.ndim == 2:
         values = values[:, :, None]
     if values.ndim != 3:
         raise BadImage(f"shape {values.shape}: an array must be (height, width) or (height, width, channels)")
-    height, width, found = values.shape
+    height, width, _ = values.shape
     _check_size(width, height, min_side)
-    if found != channels and (found, channels) not in ((1, 3), (3, 1)):
-        raise BadImage(f"{found} channels: {channels} are wanted; set --channels {found} to train on these")
-    pixels = np.ascontiguousarray(to_uint8(values))
-    if found == channels:
-        return pixels
-    if channels == 3:
-        return np.repeat(pixels, 3, axis=2)
-    return np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
+    return Bands(values)
 
 
 def _read_npy(raw: bytes) -> NDArray[Any]:
@@ -311,25 +334,6 @@ def _read_npy(raw: bytes) -> NDArray[Any]:
         values = np.frombuffer(raw, dtype, math.prod(shape), file.tell())
         return values.reshape(shape, order="F" if by_columns else "C")
     except _DAMAGE as error:
-        raise BadImage(f"damaged or truncated: {_one_line(error)}") from error
-
-
-def _read_tiff(raw: bytes) -> NDArray[Any]:
-    """The first image of a TIFF whose bands or numbers Pillow does not know; pages are taken as bands."""
-    try:
-        tifffile: Any = importlib.import_module("tifffile")
-    except ImportError as error:
-        raise BadImage("a TIFF that Pillow cannot read: pip install 'openjepa[tiff]'") from error
-    try:
-        with tifffile.TiffFile(io.BytesIO(raw)) as file:
-            series = file.series[0]
-            if series.size > 3 * MAX_PIXELS:
-                raise BadImage(
-                    f"too large: {series.size} numbers in a TIFF, at most {3 * MAX_PIXELS} are read"
-                )
-            values: NDArray[Any] = series.asarray()
-            return np.moveaxis(values, 0, -1) if values.ndim == 3 and series.axes.endswith("YX") else values
-    except (*_DAMAGE, tifffile.TiffFileError) as error:
         raise BadImage(f"damaged or truncated: {_one_line(error)}") from error
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.decode import BadImage
+from openjepa.data.bad_files import BadImage
 from openjepa.data.listing import Names
 
 MOST_BYTES = 2**30

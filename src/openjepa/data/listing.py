@@ -9,6 +9,7 @@ import hashlib
 import math
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,6 +22,11 @@ IMAGE_SUFFIXES = frozenset(
     b".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .npy .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
 ACCEPTED = " ".join(sorted(suffix.decode() for suffix in IMAGE_SUFFIXES))
+_BESIDE_IMAGES = frozenset(
+    b".caption .cls .css .csv .db .htm .html .ini .js .json .jsonl .license .lnk .log .md .parquet .pdf .py .rst .sh"
+    b" .tsv .txt .url .xml .xmp .yaml .yml".split()
+)
+"""Suffixes of what lies beside images and is none; nobody misses it among them."""
 LABEL_COLUMNS = ("cls", "label", "class", "target")
 """Columns of a manifest, or members of a WebDataset sample, taken for the label when none is named."""
 
@@ -33,6 +39,28 @@ def suffix_of(name: bytes) -> bytes:
     """The last extension of a name, lower case with its dot (b"" when there is none)."""
     _, dot, suffix = name.rpartition(b".")
     return (dot + suffix).lower() if dot else b""
+
+
+class Unread:
+    """Files that may well be images and are not read, counted by their suffix."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+
+    def add(self, name: bytes) -> None:
+        """Count a file that is not read, unless it is something that belongs beside images."""
+        base = name.rpartition(b"/")[2]
+        suffix = suffix_of(base)
+        if suffix not in _BESIDE_IMAGES:
+            self.kinds[printable(suffix.lower()) or "no suffix"] += 1
+
+    def told(self) -> str:
+        """Their number and their kinds, for people; "" where there are none."""
+        if not self.kinds:
+            return ""
+        shown = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common(6))
+        more = f" and {len(self.kinds) - 6} other kinds" if len(self.kinds) > 6 else ""
+        return f"{sum(self.kinds.values()):,} files that are not read: {shown}{more}"
 
 
 def printable(name: str | bytes) -> str:

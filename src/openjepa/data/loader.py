@@ -1,4 +1,4 @@
-"""The order of a run's batches, and the processes that make them.
+"""The order of a run's batches.
 
 The order has no state. Position p of a run belongs to epoch p // N, and the seed's shuffle of that
 epoch puts a sample there; step k is positions k * batch_size onwards. So a run that goes on from
@@ -11,23 +11,15 @@ lock on the output folder. As always with such processes, a script that trains a
 needs ``if __name__ == "__main__":``.
 """
 
-import multiprocessing
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.context import BaseContext
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
 from openjepa.data.bad_files import BadFiles
 from openjepa.data.dataset import Batch, ImageDataset
-from openjepa.errors import DataError, UserError
+from openjepa.data.workers import compute_ahead
+from openjepa.errors import UserError
 from openjepa.rng import permute
 
 
@@ -89,7 +81,13 @@ class Loader:
         Raises:
             DataError: No usable image was found, or a worker died.
         """
-        return _compute(self.batch, range(start_step, start_step + num_steps), self.dataset, self.num_workers)
+        return compute_ahead(
+            self.batch,
+            range(start_step, start_step + num_steps),
+            num_workers=self.num_workers,
+            in_memory=self.dataset.cached,
+            batch_bytes=self.dataset.view_bytes * self.batch_size // self.world_size,
+        )
 
 
 def evaluate_batches(
@@ -107,15 +105,21 @@ def evaluate_batches(
         samples: Which of them, (S,); by default all.
         batch_size: Images a batch; one is smaller where images are bad, and at the end.
         num_workers: As for `Loader`.
-        bad_files: Where bad images are counted; by default a count of its own, with its limit of 1 %.
+        bad_files: Where bad images are counted; by default a count of its own, with the data set's limit.
 
     Raises:
         DataError: Too many images are bad, or a worker died.
     """
     samples = np.arange(len(dataset)) if samples is None else samples
-    bad_files = bad_files or BadFiles(num_images=len(samples))
-    steps = range(-(-len(samples) // batch_size))
-    for batch in _compute(_InOrder(dataset, samples, batch_size), steps, dataset, num_workers):
+    bad_files = bad_files or BadFiles(num_images=len(samples), max_fraction=dataset.max_bad_fraction)
+    batches = compute_ahead(
+        _InOrder(dataset, samples, batch_size),
+        range(-(-len(samples) // batch_size)),
+        num_workers=num_workers,
+        in_memory=dataset.cached,
+        batch_bytes=dataset.view_bytes * batch_size,
+    )
+    for batch in batches:
         bad_files.add(num_good=len(batch.samples), bad=batch.bad)
         if len(batch.samples):
             yield batch
@@ -132,94 +136,3 @@ class _InOrder:
     def __call__(self, step: int) -> Batch:
         start = step * self.batch_size
         return self.dataset.evaluation_batch(self.samples[start : start + self.batch_size])
-
-
-def _compute(
-    make: Callable[[int], Batch], steps: range, dataset: ImageDataset, num_workers: int
-) -> Iterator[Batch]:
-    """``map(make, steps)``, computed ahead: by a thread or by worker processes."""
-    if num_workers and not dataset.cached:
-        return _in_workers(make, steps, num_workers)
-    return _one_ahead(make, steps)
-
-
-def _one_ahead(make: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
-    """A thread makes the next batch while the present one is used."""
-    if not steps:
-        return
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        coming = thread.submit(make, steps[0])
-        for step in steps[1:]:
-            batch, coming = coming.result(), thread.submit(make, step)
-            yield batch
-        yield coming.result()
-
-
-def _in_workers(make: Callable[[int], Batch], steps: range, num_workers: int) -> Iterator[Batch]:
-    loader: DataLoader[Batch | UserError] = DataLoader(
-        _Guarded(make),
-        sampler=steps,
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=num_workers,
-        multiprocessing_context=_clean_processes(),
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # not the global one, whose state may not depend on num_workers
-    )
-    batches = iter(loader)
-    for _ in steps:
-        try:
-            batch = next(batches)
-        except (RuntimeError, EOFError, ConnectionError) as error:
-            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
-                raise
-            raise DataError(
-                f"A process that loads data died: {str(error) or 'it broke off while handing over a batch'}. "
-                "Most often memory ran out (see `dmesg`), or shared memory (`df /dev/shm`): lower "
-                "data.num_workers or data.batch_size. --resume goes on from the last checkpoint."
-            ) from error
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
-
-
-class _Guarded(Dataset["Batch | UserError"]):
-    """Returns a user's error: raised in a worker, it would arrive with a traceback for its text."""
-
-    def __init__(self, make: Callable[[int], Batch]) -> None:
-        self.make = make
-
-    def __getitem__(self, step: int) -> Batch | UserError:
-        try:
-            return self.make(step)
-        except UserError as error:
-            return error
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _clean_processes() -> BaseContext:
-    """How workers are started; the fork server imports what they need once, for all of them."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", __name__])
-    return context
-
-
-def _start_worker(_: int) -> None:
-    """Tie a worker's life to the process it works for, and to nothing else."""
-    if hasattr(os, "setsid"):
-        os.setsid()  # signals to the run's process group (Ctrl-C, `timeout`) are the run's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # PyTorch's own watch compares os.getppid(), which under a fork server is not the parent:
-    # the workers of a killed run would wait for ever.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

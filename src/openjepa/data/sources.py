@@ -65,6 +65,10 @@ class Source(Protocol):
         """The fingerprint that earlier versions gave, of names and sizes alone."""
 
     @property
+    def unread(self) -> str:
+        """What lies among the images, may be some, and is not read; for people, "" where there is nothing."""
+
+    @property
     def problems(self) -> tuple[tuple[str, str], ...]:
         """What could not be looked into: a path and the reason for each."""
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from openjepa.data.bad_files import BadImage
 from openjepa.data.dataset import ImageDataset, spread
-from openjepa.data.decode import BadImage, decode, kind_of
+from openjepa.data.decode import decode, kind_of, wide_bands
+from openjepa.data.levels import Bands, ValueRange, shared_scale
 from openjepa.data.sources import Source
 from openjepa.errors import DataError
 
@@ -70,6 +72,33 @@ def _num_channels(mode: str) -> int:
     if " × " in mode:  # an array in memory
         return int(mode.rpartition(" × ")[2])
     return 1 if mode in _GREY or mode.startswith("I") else 3
+
+
+def shared_value_range(source: Source, *, channels: int) -> ValueRange | None:
+    """One scale for a data set, of whose numbers neither files nor types say what is white (`data.value_range`).
+
+    Returns:
+        Black and white, told by a few images; None where none of them needs it.
+    """
+    extremes, floating = [], False
+    for index in spread(len(source), _LOOK_AT).tolist():
+        try:
+            bands = wide_bands(source.read(index), channels=channels)
+        except BadImage:  # told of when it is decoded
+            continue
+        if bands is None or bands.says_what_is_white or (found := extremes_of(bands)) is None:
+            continue
+        extremes.append(found)
+        floating |= bands.values.dtype.kind == "f"
+    return shared_scale(extremes, floating=floating) if extremes else None
+
+
+def extremes_of(bands: Bands) -> tuple[float, float] | None:
+    """Nearly the smallest and nearly the largest number of an image: a thousandth lies beyond each."""
+    if bands.values.dtype.kind not in "iuf":
+        return None
+    low, high = np.quantile(bands.values, (0.001, 0.999))
+    return (float(low), float(high)) if np.isfinite(high - low) else None
 
 
 def channel_statistics(

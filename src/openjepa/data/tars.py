@@ -1,41 +1,39 @@
 """Images inside uncompressed tars, plain or WebDataset, read at random once indexed.
 
-A run of members that differ only after the first dot of their base name is one WebDataset sample
-when it holds anything but images: `0001.jpg`, `0001.cls`, `0001.json`. Its label is the text of
-`.cls` or a field of `.json`. Where no sample has one, the class is the first folder below what all
-images have in common: `train/airplane/0000.jpg` among `train/…` is an airplane.
+An image's label is the text of the `.cls`, or a field of the `.json`, that has its name up to the last dot, or, as in
+WebDataset, up to an earlier one: of `0001.left.png` that is `0001.left.cls` or `0001.cls`. It need not lie beside the
+image. Of a sample that has `0001.jpg` and `0001.mask.png` the image with fewer dots is taken; of images with as many,
+all are. Where no image has a label, the class is the first folder below what all images have in common:
+`train/airplane/0000.jpg` among `train/…` is an airplane. What is left out is counted and named.
 """
 
 import glob
 import io
 import itertools
-import json
 import logging
 import os
 import re
 import tarfile
 import threading
-from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.decode import BadImage
+from openjepa.data.bad_files import BadImage
 from openjepa.data.fingerprint import Fingerprints, Listing
 from openjepa.data.listing import (
     ACCEPTED,
     IMAGE_SUFFIXES,
-    LABEL_COLUMNS,
     Names,
     index_labels,
-    label_text,
     printable,
     suffix_of,
 )
+from openjepa.data.tar_index import TarIndex, add_sample, folder_labels, join_labels, sample_key
 from openjepa.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -61,6 +59,7 @@ class TarSource(Fingerprints):
     classes: tuple[str, ...]
     listing: Listing
     problems: tuple[tuple[str, str], ...] = ()
+    unread: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -108,6 +107,7 @@ class _QuickInfo(tarfile.TarInfo):
         size, checksum = bytes(buf[124:135]), bytes(buf[148:154])
         ordinary = (
             buf[156:157] == tarfile.REGTYPE
+            and buf[135:136] in (b"\0", b" ")  # else a twelfth digit
             and buf[345:346] == b"\0"
             and size.isdigit()
             and checksum.isdigit()
@@ -118,19 +118,6 @@ class _QuickInfo(tarfile.TarInfo):
         member = cls(bytes(buf[:100]).partition(b"\0")[0].decode(encoding, errors))
         member.size = int(size, 8)
         return member
-
-
-@dataclass
-class _Index:
-    """What indexing gathers, a row an image."""
-
-    names: Names = field(default_factory=Names)
-    shard_of: "array[int]" = field(default_factory=lambda: array("i"))
-    offsets: "array[int]" = field(default_factory=lambda: array("q"))
-    sizes: "array[int]" = field(default_factory=lambda: array("q"))
-    labels: list[str | None] = field(default_factory=list)
-    columns: set[str] = field(default_factory=set)
-    problems: list[tuple[str, str]] = field(default_factory=list)
 
 
 def open_tars(pattern: str, *, target: str | None, name: str) -> TarSource:
@@ -145,14 +132,15 @@ def open_tars(pattern: str, *, target: str | None, name: str) -> TarSource:
         DataError: A tar is missing, compressed, truncated or damaged, or there is no image or no such field.
     """
     shards = expand_shards(pattern)
-    index = _Index()
+    index = TarIndex()
     for number, shard in enumerate(shards):
         _index_shard(shard, number, target, index)
     if not len(index.names):
         raise DataError(f"{printable(pattern)}: no images in it; members ending in {ACCEPTED} are read.")
+    join_labels(index)
     labels, classes = index_labels(index.labels)
     if labels is None and target is None:
-        labels, classes = index_labels(_folder_labels(index.names))
+        labels, classes = index_labels(folder_labels(index.names))
     elif labels is None:
         found = ", ".join(sorted(index.columns)) or "none"
         raise DataError(
@@ -162,6 +150,8 @@ def open_tars(pattern: str, *, target: str | None, name: str) -> TarSource:
         _log.warning(
             "%s: %d members left out (the first: %s)", name, len(index.problems), index.problems[0][0]
         )
+    if told := index.unread.told():
+        _log.warning("%s: %s", printable(name), told)
     stamps = tuple((status.st_size, status.st_mtime_ns) for status in map(os.stat, shards))
     return TarSource(
         name=name,
@@ -180,6 +170,7 @@ def open_tars(pattern: str, *, target: str | None, name: str) -> TarSource:
             changes=[changed for _, changed in stamps],
         ),
         problems=tuple(index.problems),
+        unread=told,
     )
 
 
@@ -214,7 +205,7 @@ def _choices(braces: str) -> list[str]:
     return braces.split(",")
 
 
-def _index_shard(path: str, number: int, target: str | None, index: _Index) -> None:
+def _index_shard(path: str, number: int, target: str | None, index: TarIndex) -> None:
     """Add a tar's images to the index."""
     try:
         with open(path, "rb") as file:
@@ -225,13 +216,13 @@ def _index_shard(path: str, number: int, target: str | None, index: _Index) -> N
                 )
             file.seek(0)
             members = _members(file, path, index)
-            for _, group in itertools.groupby(members, key=lambda member: _sample_key(member[0])):
-                _add_sample(list(group), file, path, number, target, index)
+            for _, group in itertools.groupby(members, key=lambda member: sample_key(member[0])):
+                add_sample(list(group), file, path, number, target, index)
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be read: {error.strerror or error}.") from error
 
 
-def _members(file: BinaryIO, path: str, index: _Index) -> Iterator[tuple[bytes, tarfile.TarInfo]]:
+def _members(file: BinaryIO, path: str, index: TarIndex) -> Iterator[tuple[bytes, tarfile.TarInfo]]:
     """A tar's files under their names, hidden ones left out. Raises DataError where it is not whole."""
     count = 0
     try:
@@ -246,7 +237,10 @@ def _members(file: BinaryIO, path: str, index: _Index) -> Iterator[tuple[bytes, 
                 if member.isreg() and not member.issparse():
                     yield name, member
                 elif suffix_of(name) in IMAGE_SUFFIXES and not member.isdir():
-                    index.problems.append((f"{printable(path)}/{printable(name)}", "a link inside a tar"))
+                    kind = (
+                        f"a link to {printable(member.linkname)}" if member.linkname else "no ordinary file"
+                    )
+                    index.problems.append((f"{printable(path)}/{printable(name)}", f"in a tar: {kind}"))
             # tarfile takes whatever is no header for the end; the real end is blocks of zeros.
             file.seek(tar.offset)
             end = file.read(1 << 20)
@@ -261,64 +255,3 @@ def _broken(path: str, count: int, reason: str) -> str:
         f"{printable(path)}: truncated, damaged or no tar ({reason}); {count} members could be read."
         " Copy or pack it again."
     )
-
-
-def _sample_key(name: bytes) -> bytes:
-    """WebDataset's key: the name up to the first dot of its last part."""
-    folder, slash, base = name.rpartition(b"/")
-    return folder + slash + base.partition(b".")[0]
-
-
-def _add_sample(
-    group: list[tuple[bytes, tarfile.TarInfo]],
-    file: BinaryIO,
-    path: str,
-    number: int,
-    target: str | None,
-    index: _Index,
-) -> None:
-    """Add members of one key: a WebDataset sample's image, or each image of a plain tar."""
-    images = [(name, member) for name, member in group if suffix_of(name) in IMAGE_SUFFIXES]
-    label = None
-    if images and len(images) < len(group):
-        images = [min(images, key=lambda image: image[0].count(b"."))]  # 1.jpg rather than 1.mask.png
-        fields = _label_fields(group, file, path)
-        index.columns.update(fields)
-        column = target or next((column for column in LABEL_COLUMNS if column in fields), None)
-        label = label_text(fields.get(column)) if column else None
-    for name, member in images:
-        index.names.append(name)
-        index.shard_of.append(number)
-        index.offsets.append(member.offset_data)
-        index.sizes.append(member.size)
-        index.labels.append(label)
-
-
-def _label_fields(group: list[tuple[bytes, tarfile.TarInfo]], file: BinaryIO, path: str) -> dict[str, object]:
-    """What a sample says about itself: the fields of its .json, and its .cls under "cls"."""
-    fields: dict[str, object] = {}
-    for name, member in group:
-        suffix = suffix_of(name)
-        if suffix not in (b".cls", b".json"):
-            continue
-        file.seek(member.offset_data)
-        text = file.read(member.size)
-        try:
-            value = json.loads(text) if suffix == b".json" else text.decode()
-        except ValueError as error:
-            raise DataError(
-                f"{printable(path)}/{printable(name)}: not {suffix.decode()[1:]}: {error}."
-            ) from error
-        fields.update(value if isinstance(value, dict) else {suffix.decode()[1:]: value})
-    return fields
-
-
-def _folder_labels(names: Names) -> Iterator[str | None]:
-    """Each image's first folder below the folder that all have in common."""
-    common = names[0][: names[0].rfind(b"/") + 1]
-    for name in names:
-        while not name.startswith(common):
-            common = common[: common.rstrip(b"/").rfind(b"/") + 1]
-    for name in names:
-        folder, slash, _ = name[len(common) :].partition(b"/")
-        yield folder.decode("utf-8", "surrogateescape") if slash else None

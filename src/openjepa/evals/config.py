@@ -10,6 +10,14 @@ from openjepa.evals.linear import LEARNING_RATES
 from openjepa.evals.logistic import STRENGTHS
 
 
+class EvalDataConfig(Section):
+    """The labelled images."""
+
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """Images that cannot be read are left out; the evaluation stops once it is certain that more than this fraction of
+    them is (and not before 100 were read)."""
+
+
 class KnnConfig(Section):
     """The vote of the nearest training images (arXiv 1805.01978)."""
 
@@ -116,6 +124,7 @@ class EvalConfig(Section):
     """Random crops of each training image that classifiers see beside its centre crop."""
     flip: bool = True
     """Mirror half of these, and of what fine-tuning trains on. False for what must not be mirrored, as letters."""
+    data: EvalDataConfig = EvalDataConfig()
     knn: KnnConfig = KnnConfig()
     linear: LinearConfig = LinearConfig()
     linear_grid: LinearGridConfig = LinearGridConfig()

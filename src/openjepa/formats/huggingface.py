@@ -287,10 +287,7 @@ def _preprocess(folder: Path, facts: Mapping[str, Any], architecture: Architectu
     """
     channels = architecture.in_channels
     if known := facts.get("preprocess"):
-        return Preprocess(
-            image_size=tuple(known["image_size"]), channels=known["channels"], mean=tuple(known["mean"]),
-            std=tuple(known["std"]), interpolation=known["interpolation"],
-        )  # fmt: skip
+        return Preprocess.of_facts(known)
     mean, std = imagenet_statistics(channels)
     told = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).exists() else {}
     said = [tuple(told.get(key, ())) for key in ("image_mean", "image_std")]

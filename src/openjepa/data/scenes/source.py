@@ -60,6 +60,7 @@ class SceneSource:
     classes: tuple[str, ...]
     fingerprint: str
     problems: tuple[tuple[str, str], ...] = ()
+    unread: str = ""
 
     @property
     def cache_key(self) -> str:
