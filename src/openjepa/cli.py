@@ -1,5 +1,6 @@
 """The `openjepa` command: thin commands over the Python functions of the same names."""
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -355,6 +356,9 @@ def bench_scaling(
 
 def main() -> None:
     """Run the command; a user's mistake is one message and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # what a terminal or a pipe cannot show is replaced
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(standalone_mode=True)
     except (UserError, Preempted) as error:

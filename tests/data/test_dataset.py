@@ -254,10 +254,15 @@ def test_a_resumed_run_adds_to_its_list(tmp_path: Path) -> None:
 
 def test_too_many_bad_files_end_the_run(tmp_path: Path) -> None:
     bad = [BadFile(f"{number}.png", "empty file") for number in range(3)]
-    tracker = BadFiles(tmp_path / "bad_files.jsonl", max_fraction=0.02, num_images=100)
+    tracker = BadFiles(tmp_path / "bad_files.jsonl", max_fraction=0.02, num_images=99)
     tracker.add(num_good=40, bad=bad)  # many, but of few
     with pytest.raises(DataError, match=r"3 of the 100 images read are bad: empty file \(3\).* 3\.0%.*2\.0%"):
         tracker.add(num_good=57, bad=[])
+    of_more = BadFiles(max_fraction=0.02, num_images=100)
+    with pytest.raises(
+        DataError, match="3 of the 43 images read are bad"
+    ):  # 3 % of all of them, whatever comes
+        of_more.add(num_good=40, bad=bad)
     tolerant = BadFiles(max_fraction=0.03, num_images=100)
     tolerant.add(num_good=97, bad=bad)
     with pytest.raises(DataError, match=r"data\.max_bad_fraction"):

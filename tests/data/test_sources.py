@@ -557,8 +557,59 @@ def test_labels_are_numbered_in_order() -> None:
     assert labels.tolist() == [1, 0, -1, 1]
     assert index_labels(["10", "9", "a"])[1] == ("10", "9", "a")
     assert index_labels([None, None]) == (None, ())
-    values: list[object] = [None, "", " ", -1, "-1", float("nan"), [1], {}, 2.0, 2.5, " x ", True]
-    assert [label_text(value) for value in values] == [None] * 8 + ["2", "2.5", "x", "True"]
+    values: list[object] = [None, "", " ", float("nan"), [1], {}, 2.0, "2.0", "2.", 2.5, " x ", True, -1]
+    assert [label_text(value) for value in values] == [None] * 6 + ["2", "2", "2", "2.5", "x", "True", "-1"]
+
+
+def test_minus_one_is_no_label_but_beside_one_alone(caplog: pytest.LogCaptureFixture) -> None:
+    labels, classes = index_labels(["1", "-1", "1"])
+    assert classes == ("-1", "1")
+    assert labels is not None
+    assert labels.tolist() == [1, 0, 1]
+    assert not caplog.text
+    labels, classes = index_labels(["1", "-1", "0"])
+    assert classes == ("0", "1")
+    assert labels is not None
+    assert labels.tolist() == [1, -1, 0]
+    assert "-1 is taken for no label (1 images)" in caplog.text
+    assert index_labels(["-1", "-1"]) == (None, ())
+
+
+def test_names_in_two_unicode_forms_are_one_class() -> None:
+    labels, classes = index_labels(["caf\u00e9", "cafe\u0301", "1.0", "tea"])
+    assert classes == ("1.0", "caf\u00e9", "tea")
+    assert labels is not None
+    assert labels.tolist() == [1, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '\ufeffpath,label\r\na/1.png,x\r\n"b, c/2.png",y\r\n',
+        'path, label\na/1.png, x\n"b, c/2.png", y\n',
+        'Path,Label\na/1.png,x\n"b, c/2.png",y\n',
+        "path;label\na/1.png;x\nb, c/2.png;y\n",
+        'path,label\na\\1.png,x\n"b, c\\2.png",y\n',
+        'file_name,label\na/1.png,x\n"b, c/2.png",y\n',
+        "path\tlabel\na/1.png\tx\nb, c/2.png\ty\n",
+    ],
+    ids=["byte-order mark", "blanks", "capitals", "semicolons", "back slashes", "Hugging Face", "tabs"],
+)
+def test_tables_as_people_have_them(tmp_path: Path, text: str) -> None:
+    make_folder(tmp_path, "a/1.png", "b, c/2.png")
+    (tmp_path / "table.csv").write_text(text, encoding="utf-8", newline="")
+    source = open_source(tmp_path / "table.csv")
+    assert source.classes == ("x", "y")
+    assert read_all(source) == [b"a/1.png", b"b, c/2.png"]
+
+
+def test_images_inside_of_parquet_are_refused_in_words(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"bytes": b"x", "path": "1.png"}]
+    parquet.write_table(pyarrow.table({"image": rows, "label": [0]}), tmp_path / "hf.parquet")
+    with pytest.raises(DataError, match=r"column 'image' holds images' bytes.*not read from parquet"):
+        open_source(tmp_path / "hf.parquet")
 
 
 def test_printable_leaves_ordinary_names_alone() -> None:

@@ -41,7 +41,7 @@ class BadFiles:
     Args:
         log: The list, ``{"path", "reason"}`` a line; what it holds already is kept. None: no list.
         max_fraction: The run ends when it is certain that more than this fraction of the images are bad ...
-        after: ... but not before this many have been read.
+        after: ... but not before this many have been read, unless more of at least so many are known to be bad.
         num_images: How many there are, where it is known: more different bad ones than allowed of these are certainty.
         option: What the user changes ``max_fraction`` with, for the message.
 
@@ -86,9 +86,9 @@ class BadFiles:
             return  # good images are no reason to stop
         self._met.update(file.path for file in bad)
         num_bad = sum(self.kinds.values())
-        certain = self._num_images is not None and len(self._met) > self._max_fraction * self._num_images
-        certain = certain or too_many(num_bad, self._num_read, allowed=self._max_fraction)
-        if self._num_read >= self._after and certain:
+        counted = self._num_images is not None and len(self._met) > self._max_fraction * self._num_images
+        enough = self._num_read >= self._after or (counted and (self._num_images or 0) >= self._after)
+        if enough and (counted or too_many(num_bad, self._num_read, allowed=self._max_fraction)):
             raise DataError(
                 f"{num_bad} of the {self._num_read} images read are bad: {count_kinds(self.kinds)}. That is "
                 f"{num_bad / self._num_read:.1%}, and {self._option} allows {self._max_fraction:.1%}. "

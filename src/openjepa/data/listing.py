@@ -6,8 +6,10 @@ order is the same on every machine.
 """
 
 import hashlib
+import logging
 import math
 import re
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
     b".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .npy .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
@@ -27,11 +30,14 @@ _BESIDE_IMAGES = frozenset(
     b" .tsv .txt .url .xml .xmp .yaml .yml".split()
 )
 """Suffixes of what lies beside images and is none; nobody misses it among them."""
+PATH_COLUMNS = ("path", "file_name", "filename", "filepath", "image_path")
+"""Columns of a manifest that name the image's file; the second is Hugging Face's."""
 LABEL_COLUMNS = ("cls", "label", "class", "target")
 """Columns of a manifest, or members of a WebDataset sample, taken for the label when none is named."""
 
 # What would break a line of a log or a terminal: control characters, line separators, and the
 # surrogates that stand for bytes which are no UTF-8 (no encoder accepts those).
+_WHOLE_NUMBER = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -121,7 +127,10 @@ class Names:
 
 
 def label_text(value: object) -> str | None:
-    """A label as the name of a class; None (unknown) for null, NaN, "", -1 and whole lists or objects."""
+    """A label as the name of a class; None (unknown) for null, NaN, "" and whole lists or objects.
+
+    Whole numbers have no decimals, however a table writes them: 1.0 is 1.
+    """
     if value is None or isinstance(value, (list, dict)):
         return None
     if isinstance(value, float):  # as whole numbers are stored in a column with gaps
@@ -129,11 +138,16 @@ def label_text(value: object) -> str | None:
             return None
         value = int(value) if value.is_integer() else value
     text = str(value).strip()
-    return None if text in ("", "-1") else text
+    if whole := _WHOLE_NUMBER.fullmatch(text):
+        text = whole[1]
+    return text or None
 
 
 def index_labels(values: Iterable[str | None]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     """Number the classes in sorted order; by value where all of them are whole numbers.
+
+    Names that only differ in their Unicode form (macOS decomposes accents) are one class. A label of -1 is an image
+    without one, but where -1 and 1 are all that there is: then it is a class, as in CelebA's attributes.
 
     Args:
         values: The class of each sample, None where it is unknown.
@@ -144,11 +158,19 @@ def index_labels(values: Iterable[str | None]) -> tuple[NDArray[np.int64] | None
     """
     found: dict[str, int] = {}
     codes = array("q", (-1 if value is None else found.setdefault(value, len(found)) for value in values))
-    if not found:
+    names = {value: unicodedata.normalize("NFC", value) for value in found}
+    if set(names) != {"-1", "1"} and names.pop("-1", None) is not None:
+        count = int((np.asarray(codes) == found["-1"]).sum())
+        _log.warning(
+            "labels: -1 is taken for no label (%d images); if it is a class, give it another name", count
+        )
+    if not names:
         return None, ()
-    numeric = all(value.isascii() and value.isdigit() for value in found)
-    order = sorted(found, key=lambda value: (int(value) if numeric else 0, value))
+    classes = sorted(set(names.values()))
+    if all(value.isascii() and value.removeprefix("-").isdigit() for value in classes):
+        classes.sort(key=int)
+    places = {value: place for place, value in enumerate(classes)}
     rank = np.full(len(found) + 1, -1, dtype=np.int64)  # its last element is what code -1 selects
-    for place, value in enumerate(order):
-        rank[found[value]] = place
-    return rank[np.asarray(codes)], tuple(printable(value) for value in order)
+    for value, name in names.items():
+        rank[found[value]] = places[name]
+    return rank[np.asarray(codes)], tuple(map(printable, classes))

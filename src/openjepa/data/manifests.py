@@ -12,7 +12,7 @@ from typing import TextIO
 
 from openjepa.data.fingerprint import Listing
 from openjepa.data.folders import GONE, FileSource
-from openjepa.data.listing import LABEL_COLUMNS, Names, index_labels, label_text, printable
+from openjepa.data.listing import LABEL_COLUMNS, PATH_COLUMNS, Names, index_labels, label_text, printable
 from openjepa.errors import DataError
 
 
@@ -28,23 +28,30 @@ def open_list(path: str, *, name: str) -> FileSource:
 
 
 def open_csv(path: str, *, target: str | None, name: str) -> FileSource:
-    """Open a CSV (or .tsv) table with a header, a `path` column, and label columns.
+    """Open a CSV (or .tsv) table with a header, a column of paths, and label columns.
 
     Raises:
         DataError: The table cannot be read or lacks a column, or none of its files exists.
     """
     with _open_text(path, newline="") as lines:
-        table = csv.DictReader(lines, delimiter="\t" if path.lower().endswith(".tsv") else ",")
+        header = lines.readline()
+        lines.seek(0)
+        usual = "\t" if path.lower().endswith(".tsv") else ","
+        between = next(
+            (sign for sign in (usual, ";", "\t", "|") if sign in header), usual
+        )  # Excel's own is ";"
+        table = csv.DictReader(lines, delimiter=between, skipinitialspace=True)
         try:
-            label = _label_column(path, table.fieldnames or (), target)
-            rows = ((row["path"], label_text(row[label]) if label else None) for row in table)
+            table.fieldnames = [column.strip() for column in table.fieldnames or ()]
+            column, label = _columns(path, table.fieldnames, target)
+            rows = ((row[column], label_text(row[label]) if label else None) for row in table)
             return open_rows(path, rows, target=target, name=name)
         except csv.Error as error:
             raise DataError(f"{printable(path)}, line {table.line_num}: not a CSV table: {error}.") from error
 
 
 def open_parquet(path: str, *, target: str | None, name: str) -> FileSource:
-    """Open a parquet table with a `path` column and label columns.
+    """Open a parquet table with a column of paths and label columns.
 
     Raises:
         DataError: The table cannot be read or lacks a column, or none of its files exists.
@@ -56,12 +63,19 @@ def open_parquet(path: str, *, target: str | None, name: str) -> FileSource:
         raise DataError(f"{printable(path)}: needs pyarrow: pip install 'openjepa[parquet]'.") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            label = _label_column(path, table.schema_arrow.names, target)
+            schema = table.schema_arrow
+            for field in schema:
+                if pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+                    raise DataError(
+                        f"{printable(path)}: its column {field.name!r} holds images' bytes, as Hugging Face writes "
+                        "them; these are not read from parquet. Write each image to a file, named in a column 'path'."
+                    )
+            column, label = _columns(path, schema.names, target)
 
             def rows() -> Iterator[tuple[object, str | None]]:
-                for batch in table.iter_batches(columns=list({"path", label or "path"})):
+                for batch in table.iter_batches(columns=list({column, label or column})):
                     labels = map(label_text, batch[label].to_pylist()) if label else [None] * len(batch)
-                    yield from zip(batch["path"].to_pylist(), labels, strict=True)
+                    yield from zip(batch[column].to_pylist(), labels, strict=True)
 
             return open_rows(path, rows(), target=target, name=name)
     except (pyarrow.ArrowException, OSError) as error:
@@ -75,13 +89,30 @@ def _open_text(path: str, *, newline: str) -> TextIO:
         raise DataError(f"{printable(path)}: cannot be read: {error.strerror}.") from error
 
 
-def _label_column(path: str, columns: Sequence[str], target: str | None) -> str | None:
-    """The column that holds the label: `target`, or else the first of the usual names that is there."""
-    for column in ("path", target or "path"):
-        if column not in columns:
-            present = printable(", ".join(columns)) or "none"
-            raise DataError(f"{printable(path)}: has no column {column!r}; its columns are {present}.")
-    return target or next((column for column in LABEL_COLUMNS if column in columns), None)
+def _columns(path: str, columns: Sequence[str], target: str | None) -> tuple[str, str | None]:
+    """The columns of paths and of labels: `target`, or else the first of the usual names that is there, if any."""
+    column = _column(columns, PATH_COLUMNS)
+    label = _column(columns, LABEL_COLUMNS if target is None else (target,))
+    if column is None or (label is None and target is not None):
+        present, missing = printable(", ".join(columns)) or "none", "path" if column is None else target
+        raise DataError(f"{printable(path)}: has no column {missing!r}; its columns are {present}.")
+    return column, label
+
+
+def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first that is wanted, if need be in other capitals."""
+    by_lower = {column.lower(): column for column in reversed(columns)}
+    found = (name if name in columns else by_lower.get(name.lower()) for name in wanted)
+    return next((name for name in found if name is not None), None)
+
+
+def _state(path: str) -> tuple[int, int]:
+    """Size and time of change of a file; `GONE` and 0 where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL, which no path may hold
+        return GONE, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def open_rows(
@@ -111,12 +142,12 @@ def open_rows(
         for row, (path, value) in enumerate(rows, start=1):
             if not isinstance(path, str) or not path:
                 raise DataError(f"{printable(manifest)}: row {row} has no path (found {path!r}).")
+            size, changed = _state(os.path.join(root, path))
+            if size == GONE and "\\" in path and os.sep == "/":  # a table made on Windows
+                path_here = path.replace("\\", "/")
+                size, changed = _state(os.path.join(root, path_here))
+                path = path if size == GONE else path_here
             names.append(path.encode("utf-8", "surrogateescape"))
-            try:
-                status = os.stat(os.path.join(root, path))
-                size, changed = status.st_size, status.st_mtime_ns
-            except (OSError, ValueError):  # ValueError: a NUL, which no path may hold
-                size, changed = GONE, 0
             sizes.append(size)
             changes.append(changed)
             yield value

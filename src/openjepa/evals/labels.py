@@ -48,10 +48,10 @@ class Labels:
 
 
 def shared_classes(sources: tuple[Source, Source], labels: Sequence[NDArray[np.int64] | None]) -> list[str]:
-    """Names of the classes that images have, the same in train and test; -1 is an image without a label.
+    """Names of the classes of the training images; of some there may be no test image. -1 is an image without a label.
 
     Raises:
-        DataError: No labels, one class only, or a class that the other data set lacks.
+        DataError: No labels, one class only, or a class that has test images alone.
     """
     train, test = sources
     names = []
@@ -63,15 +63,17 @@ def shared_classes(sources: tuple[Source, Source], labels: Sequence[NDArray[np.i
                 "or name a manifest's label column with --target"
             )
         names.append(present)
-    if differences := [
-        f"{option} {source.name} has {some(missing)}, the other does not"
-        for option, source, missing in (
-            ("--train", train, sorted(set(names[0]) - set(names[1]))),
-            ("--test", test, sorted(set(names[1]) - set(names[0]))),
+    if unknown := sorted(set(names[1]) - set(names[0])):
+        alike = {name.casefold(): name for name in names[0]}
+        near = [f"{name!r} for {alike[name.casefold()]!r}" for name in unknown if name.casefold() in alike]
+        raise DataError(
+            f"--test {test.name} has images of {some(unknown)}, and --train {train.name} has none of "
+            f"{'it' if len(unknown) == 1 else 'them'}; its classes are {some(names[0])}."
+            + (f" Are names written in two ways ({', '.join(near)})?" if near else "")
+            + " Add training images, or take these test images out"
         )
-        if missing
-    ]:
-        raise DataError(f"train and test must have images of the same classes, but {'; '.join(differences)}")
+    if untested := sorted(set(names[0]) - set(names[1])):
+        _log.warning("--test %s has no image of %s: not tested", test.name, some(untested))
     if len(names[0]) == 1:
         raise DataError(
             f"--train {train.name}: all images are of one class, {names[0][0]!r}; at least two are needed: "
