@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ def test_another_shape_is_told() -> None:
     deeper = Architecture((32, 32), (8, 8), 3, 16, 3, 2, 2.0, 8, 1, 2)
     second = build("ijepa", deeper, loss="mse", target_norm="layer")
     with pytest.raises(CheckpointError, match=r"(?s)--init-from run: .* missing there, \(16,\) here"):
+        start_from(second, first, name="run")
+
+
+def test_other_heads_are_another_shape_though_tensors_are_alike() -> None:
+    first = build("ijepa", SHAPE, loss="mse", target_norm="layer")
+    fewer = replace(SHAPE, num_heads=1)
+    second = build("ijepa", fewer, loss="mse", target_norm="layer")
+    with pytest.raises(CheckpointError, match=r"(?s)--init-from run: .*attention heads: \d there, 1 here"):
         start_from(second, first, name="run")
 
 

@@ -48,7 +48,7 @@ def start_from(model: Method, earlier: Method, *, name: str) -> str:
         What was taken and what was adapted, for a log.
 
     Raises:
-        CheckpointError: The encoders differ in width, depth or patch.
+        CheckpointError: The encoders differ in width, depth, patch or attention heads.
     """
     state = dict(earlier.target_encoder.state_dict())
     found, channels = state[_PATCHES].shape[1], model.context_encoder.patch_embed.proj.weight.shape[1]
@@ -61,6 +61,8 @@ def start_from(model: Method, earlier: Method, *, name: str) -> str:
         for key in sorted(own.keys() | state.keys())
         if key not in own or key not in state or own[key].shape != state[key].shape
     ]
+    if (there := earlier.shape.num_heads) != (here := model.shape.num_heads):
+        wrong.append(f"  attention heads: {there} there, {here} here")
     if wrong:
         raise CheckpointError(
             "\n".join([f"--init-from {name}: its encoder has another shape than this run's:", *wrong[:10]])

@@ -108,3 +108,10 @@ def test_bands_that_nothing_is_known_of_are_not_a_picture() -> None:
         Bands(np.zeros((4, 4, 2))).pixels(3)
     faint = Bands(np.array([[[255, 0], [255, 255]]], np.uint8), colour="grey", alpha="straight")
     assert faint.pixels(1).ravel().tolist() == [128, 255]
+
+
+def test_channels_first_is_told_from_a_number_of_bands() -> None:
+    with pytest.raises(BadImage, match=r"30 channels: 3 are wanted; arrays are \(height, width, channels\)"):
+        decode(npy(np.zeros((3, 20, 30), np.uint8)))
+    with pytest.raises(BadImage, match=r"5 channels: 3 are wanted; set --channels 5"):
+        decode(npy(np.zeros((20, 30, 5), np.uint8)))

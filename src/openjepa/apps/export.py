@@ -139,6 +139,12 @@ def _to_reference(model: Method, folder: Path, checkpoint: str | Path) -> None:
         raise UserError(
             f"--to reference: {checkpoint} is of another method than I-JEPA: use --to hf, timm or onnx"
         )
+    rows, columns = model.shape.grid
+    if rows != columns:
+        raise UserError(
+            f"--to reference: {checkpoint} has {rows} × {columns} patches, and the authors' file does not say so: "
+            "it would be read as a square. Use --to timm or onnx"
+        )
     path = folder / REFERENCE
     write_reference(path, model.state_dict(), _training(Path(checkpoint)))
     read_reference(path, num_heads=model.shape.num_heads)

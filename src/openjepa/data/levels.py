@@ -139,9 +139,12 @@ class Bands(NamedTuple):
             levels = self._flat(levels)
         found = levels.shape[2]
         if found != channels and (found, channels) not in ((1, 3), (3, 1)):
-            raise BadImage(
-                f"{found} channels: {channels} are wanted; set --channels {found} to train on these"
-            )
+            told = f"{found} channels: {channels} are wanted; "
+            if self.values.shape[0] in (1, 3, channels):
+                told += f"arrays are (height, width, channels), and this one, {self.values.shape}, looks otherwise"
+            else:
+                told += f"set --channels {found} to train on these"
+            raise BadImage(told)
         levels = np.ascontiguousarray(levels)
         if found == channels:
             return levels

@@ -109,6 +109,33 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(mode)
 
 
+def load_weights_of(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder: of `model.safetensors`, or of the parts that its index names.
+
+    Raises:
+        CheckpointError: None there, or damaged, or in a format that is not read.
+    """
+    index = folder / f"{WEIGHTS}.index.json"
+    if (folder / WEIGHTS).exists() or not index.exists():
+        if not (folder / WEIGHTS).exists() and (others := sorted(folder.glob("*.bin"))):
+            raise CheckpointError(
+                f"{others[0]}: not read, for loading it could run code; write it anew with transformers: "
+                "IJepaModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+            )
+        return load_tensors(folder / WEIGHTS)
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in places.values()
+    ):
+        raise CheckpointError(f"{index}: names no parts")
+    state = {}
+    for name in sorted(set(places.values())):
+        state.update(load_tensors(folder / name))
+    if missing := sorted(places.keys() - state.keys()):
+        raise CheckpointError(f"{index}: its parts lack {', '.join(missing[:5])}")
+    return state
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors.
 

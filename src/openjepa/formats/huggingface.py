@@ -27,6 +27,7 @@ from openjepa.formats.exported import (
     Exported,
     likely_size,
     load_tensors,
+    load_weights_of,
     read_json,
     save_tensors,
 )
@@ -211,6 +212,9 @@ def is_huggingface(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and "model_type" in read_json(folder / CONFIG)
 
 
+_MOST_EPS = 1e-5  # of LayerNorm: up to it, features are those of 1e-6 but for their last digits
+
+
 def read_huggingface(folder: Path, *, num_heads: int | None = None) -> Exported:
     """Read a folder that `write_huggingface` or transformers wrote.
 
@@ -229,7 +233,7 @@ def read_huggingface(folder: Path, *, num_heads: int | None = None) -> Exported:
             raise CheckpointError(
                 f"{folder / name}: missing, or not as it was written (its SHA-256 is in {FACTS}): export or fetch anew"
             )
-    encoder = from_huggingface(load_tensors(folder / WEIGHTS))
+    encoder = from_huggingface(load_weights_of(folder))
     predictor = load_tensors(folder / PREDICTOR) if (folder / PREDICTOR).exists() else {}
     architecture = _architecture(config, facts.get("architecture", {}))
     return Exported(
@@ -250,6 +254,10 @@ def _check(config: Mapping[str, Any], folder: Path, num_heads: int | None) -> No
             raise CheckpointError(
                 f"{where}: {key} is {config[key]!r}; this encoder has {value!r}, and no other"
             )
+    if config.get("layer_norm_eps", 1e-12) > _MOST_EPS:
+        raise CheckpointError(
+            f"{where}: layer_norm_eps is {config['layer_norm_eps']}; this encoder has 1e-6, another number"
+        )
     heads = config.get("num_attention_heads", 12)
     if num_heads is not None and num_heads != heads:
         raise CheckpointError(f"{where}: recorded with {heads} heads, --num-heads says {num_heads}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,11 @@ from openjepa.formats.exported import depth_of, encoder_architecture
 from openjepa.models.architecture import Architecture
 
 _PARTS = {"encoder": "context_encoder", "target_encoder": "target_encoder", "predictor": "predictor"}
+_PREFIXES = ("module.", "_orig_mod.")
+_NUMBERS: list[Any] = [  # of NumPy, as a loss may be one
+    *((np.float64(0).__reduce__()[0], f"numpy.{place}.multiarray.scalar") for place in ("core", "_core")),
+    np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
+]  # fmt: skip
 _TRAINED = ("encoder", "predictor")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _UNTRAINED = ("pos_embed", "predictor_pos_embed")
@@ -42,7 +48,7 @@ def read_reference(path: Path, *, num_heads: int | None = None) -> tuple[Archite
     """
     content = _read(path)
     state = {
-        f"{ours}.{name.removeprefix('module.')}": tensor
+        f"{ours}.{_plain(name)}": tensor
         for theirs, ours in _PARTS.items()
         for name, tensor in content[theirs].items()
     }
@@ -162,12 +168,19 @@ def _groups(content: Mapping[str, Any]) -> list[list[str]]:
         for part in _TRAINED:
             kinds.append(
                 [
-                    f"{part}.{name.removeprefix('module.')}"
+                    f"{part}.{_plain(name)}"
                     for name, tensor in content[part].items()
                     if (tensor.ndim != 1 and "bias" not in name) == matrices
                 ]
             )
     return kinds
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without what DDP and torch.compile put before it."""
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
+    return name
 
 
 def _ours(name: str) -> str:
@@ -183,7 +196,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     """
     try:
         _check_records(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMBERS):
             warnings.simplefilter("ignore")  # of pickle protocols: what can't be read is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

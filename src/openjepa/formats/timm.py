@@ -6,6 +6,7 @@ timm's names are the authors', and ours. Its model gives the mean over patches: 
 LayerNorm before the mean, where I-JEPA has it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,13 +18,24 @@ from openjepa.formats.exported import (
     WEIGHTS,
     Exported,
     encoder_architecture,
-    load_tensors,
+    load_weights_of,
     read_json,
 )
 from openjepa.models.architecture import Architecture
 
 # Only a name to build from, every size is given; not `vit_base_patch16_gap_224`, which has 16 heads.
 _BASE = "vit_small_patch16_224"
+_OURS: dict[str, tuple[Any, ...]] = {
+    "act_layer": (None, "gelu"), "norm_layer": (None, "layernorm"), "qkv_bias": (True,), "final_norm": (True,),
+    "proj_bias": (True,),
+}  # fmt: skip
+"""Arguments of timm's VisionTransformer with the values that make it ours."""
+_HARMLESS = frozenset([
+    "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes", "global_pool",
+    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+    "weight_init", "dynamic_img_size", "dynamic_img_pad", "class_token",
+])  # fmt: skip
+"""Those that tensors tell, or that only matter in training; a class token is found among the tensors."""
 
 
 def write_timm(folder: Path, model: Exported) -> None:
@@ -64,8 +76,9 @@ def read_timm(folder: Path, *, num_heads: int | None = None) -> Exported:
     Raises:
         CheckpointError: Files are missing or damaged, or the heads are others or unknown.
     """
-    config, state = read_json(folder / CONFIG), load_tensors(folder / WEIGHTS)
+    config, state = read_json(folder / CONFIG), load_weights_of(folder)
     state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    _refuse_others(config.get("model_args", {}), folder / CONFIG)
     told = config.get("model_args", {}).get("num_heads")
     if None not in (told, num_heads) and told != num_heads:
         raise CheckpointError(f"{folder / CONFIG}: recorded with {told} heads, --num-heads says {num_heads}")
@@ -86,6 +99,20 @@ def read_timm(folder: Path, *, num_heads: int | None = None) -> Exported:
         architecture.image_size, channels, mean, std, kind if kind in get_args(Interpolation) else "bilinear"
     )
     return Exported(architecture=architecture, encoder=state, predictor={}, preprocess=preprocess)
+
+
+def _refuse_others(arguments: Mapping[str, Any], where: Path) -> None:
+    """Refuse what would make timm's network another one than ours with the same tensors.
+
+    Raises:
+        CheckpointError: An argument asks for something else.
+    """
+    for name, value in arguments.items():
+        ours = _OURS.get(name, (None, False))
+        if name not in _HARMLESS and value not in ours:
+            raise CheckpointError(
+                f"{where}: model_args say {name}={value!r}; this encoder has {ours[-1]!r}, and no other"
+            )
 
 
 def _arguments(architecture: Architecture) -> dict[str, Any]:
