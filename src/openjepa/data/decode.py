@@ -233,7 +233,12 @@ def _from_file(raw: bytes, channels: int, min_side: int, detail: Detail) -> NDAr
             return _from_tiff(raw, channels, min_side)
         raise BadImage("not an image") from None
     except Image.DecompressionBombError as error:
-        raise BadImage(f"too large: more than {MAX_PIXELS} pixels ({_one_line(error)})") from error
+        size = (
+            ""
+            if not raw.startswith(png.SIGNATURE)
+            else "{} x {} pixels, ".format(*struct.unpack_from(">II", raw, 16))
+        )
+        raise BadImage(f"too large: {size}at most {MAX_PIXELS} are decoded ({_one_line(error)})") from error
     except _DAMAGE as error:
         if raw.startswith(png.SIGNATURE) and len(plain := png.without_metadata(raw)) < len(raw):
             return _from_file(plain, channels, min_side, detail)

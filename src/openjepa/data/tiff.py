@@ -16,6 +16,7 @@ from openjepa.data.levels import Alpha, Bands
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _INSTALL = "pip install 'openjepa[tiff]'"
+_LENGTH, _STRIPS, _ROWS, _TILE_WIDTH = 257, 273, 278, 322
 _BITS, _PHOTOMETRIC, _DESCRIPTION, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 258, 262, 270, 277, 284, 338, 339
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # sample formats
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _INKS, _LINEAR = 0, 1, 2, 3, 4, 5, 34892
@@ -28,8 +29,16 @@ _MOST_IN_STACKS = 3  # numbers of a stack of channels, over the most pixels of a
 
 
 def is_plain(image: Image.Image, channels: int) -> bool:
-    """Whether Pillow reads this TIFF rightly, opened and not yet loaded, as a picture of so many channels."""
+    """Whether Pillow reads this TIFF rightly, opened and not yet loaded, as a picture of so many channels.
+
+    Raises:
+        BadImage: It lacks strips, which Pillow would leave black.
+    """
     tags = image.tag_v2  # type: ignore[attr-defined]
+    if _STRIPS in tags and _TILE_WIDTH not in tags:
+        height = int(tags[_LENGTH])  # image.height is that of the picture set upright
+        if len(_tuple(tags[_STRIPS])) * max(1, int(tags.get(_ROWS, height))) < height:
+            raise BadImage("damaged or truncated: strips are missing")
     bits, samples = _tuple(tags.get(_BITS, 1)), int(tags.get(_SAMPLES, 1))
     format_, photometric = _tuple(tags.get(_FORMAT, 1)), int(tags.get(_PHOTOMETRIC, _BLACK_IS_ZERO))
     extra, planar = _tuple(tags.get(_EXTRA, ())), int(tags.get(_PLANAR, 1))
