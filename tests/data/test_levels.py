@@ -115,3 +115,9 @@ def test_channels_first_is_told_from_a_number_of_bands() -> None:
         decode(npy(np.zeros((3, 20, 30), np.uint8)))
     with pytest.raises(BadImage, match=r"5 channels: 3 are wanted; set --channels 5"):
         decode(npy(np.zeros((20, 30, 5), np.uint8)))
+
+
+def test_opacity_is_neither_inverted_nor_scaled_as_the_picture_is() -> None:
+    values = np.array([[[0, 0], [0, 65535], [4095, 65535], [4095, 32768]]], np.uint16)
+    white = Bands(values, inverted=True, colour="grey", alpha="straight")
+    assert white.pixels(1, (0, 4095)).ravel().tolist() == [128, 255, 0, 64]

@@ -30,10 +30,7 @@ BACKGROUND = 128
 """What transparency is laid on: mid-grey, on which both black and white drawings stay visible."""
 _FLOAT_SCALES, _INTEGER_SCALES = (1.0, 255.0), (255.0, 65535.0)
 _DEPTHS = tuple(float(2**bits - 1) for bits in (8, 10, 12, 14, 16))
-_OVER, _UNDER = (
-    0.5,
-    0.1,
-)  # how far values may lie above white and below black, as parts of the scale: resampling, glare
+_OVER, _UNDER = 0.5, 0.1  # how far floats may lie above white and below black, as parts of the scale: glare
 
 
 def scale_of(low: float, high: float, *, floating: bool) -> ValueRange | None:
@@ -114,7 +111,7 @@ class Bands(NamedTuple):
     white: float | None = None
     """What the file declares as white, where its type alone does not say."""
     inverted: bool = False
-    """Whether 0 is white, of one band."""
+    """Whether 0 is white, of a grey picture."""
     colour: Literal["bands", "grey", "rgb", "cmyk"] = "bands"
     """What the first bands are; of "bands" nothing is known."""
     alpha: Alpha = "none"
@@ -132,11 +129,10 @@ class Bands(NamedTuple):
         Raises:
             BadImage: Not numbers, or of another number of channels.
         """
-        levels = to_uint8(self.values, value_range, white=self.white)
-        if self.inverted:
-            levels = np.uint8(255) - levels
         if self.colour != "bands" and channels in (1, 3):
-            levels = self._flat(levels)
+            levels = self._picture(value_range)
+        else:
+            levels = to_uint8(self.values, value_range, white=self.white)
         found = levels.shape[2]
         if found != channels and (found, channels) not in ((1, 3), (3, 1)):
             told = f"{found} channels: {channels} are wanted; "
@@ -152,18 +148,19 @@ class Bands(NamedTuple):
             return np.repeat(levels, 3, axis=2)
         return np.array(Image.fromarray(levels).convert("L"))[:, :, None]
 
-    def _flat(self, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Levels (H, W, n) as a grey or RGB picture (H, W, 1 or 3) without transparency."""
+    def _picture(self, value_range: ValueRange | None) -> NDArray[np.uint8]:
+        """A grey or RGB picture (H, W, 1 or 3) without transparency; the opacity has a scale of its own."""
         size = {"grey": 1, "rgb": 3, "cmyk": 4}[self.colour]
-        colours = levels[..., :size]
+        colours = to_uint8(self.values[..., :size], value_range, white=self.white)
+        if self.inverted:
+            colours = np.uint8(255) - colours
         if self.colour == "cmyk":
             ink = Image.fromarray(np.ascontiguousarray(colours), "CMYK")
             colours = np.asarray(ink.convert("RGB"))
         if self.alpha == "none":
             return colours
-        return on_background(
-            colours, levels[..., size : size + 1], premultiplied=self.alpha == "premultiplied"
-        )
+        opacity = to_uint8(self.values[..., size : size + 1], white=self.white)
+        return on_background(colours, opacity, premultiplied=self.alpha == "premultiplied")
 
 
 def on_background(
