@@ -187,3 +187,12 @@ def test_a_codec_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tifffile.TiffPage, "asarray", refuse)
     with pytest.raises(BadImage, match=r"needs a codec: pip install 'openjepa\[tiff\]'"):
         decode(tiff(planes(RGB16), photometric="rgb", planarconfig="separate"))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_any_layout_is_set_upright_as_pillow_sets_the_plain_ones(turn: int) -> None:
+    said = [(274, 3, 1, turn, True)]
+    plain = decode(tiff(RGB8, photometric="rgb", extratags=said))
+    wide = planes(RGB8.astype(np.uint16) * 257)
+    raw = tiff(wide, photometric="rgb", planarconfig="separate", extratags=said)
+    np.testing.assert_array_equal(decode(raw), plain)

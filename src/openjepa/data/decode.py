@@ -44,20 +44,8 @@ _DAMAGE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError),
     *(EOFError, MemoryError, RuntimeError, struct.error, tokenize.TokenError, zlib.error),
 )
-_BYTES = (
-    "1",
-    "L",
-    "P",
-    "LA",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-)  # of at most 8 bits
+# Modes of Pillow that have at most 8 bits.
+_BYTES = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
@@ -233,11 +221,8 @@ def _from_file(raw: bytes, channels: int, min_side: int, detail: Detail) -> NDAr
             return _from_tiff(raw, channels, min_side)
         raise BadImage("not an image") from None
     except Image.DecompressionBombError as error:
-        size = (
-            ""
-            if not raw.startswith(png.SIGNATURE)
-            else "{} x {} pixels, ".format(*struct.unpack_from(">II", raw, 16))
-        )
+        is_png = raw.startswith(png.SIGNATURE)
+        size = "{} x {} pixels, ".format(*struct.unpack_from(">II", raw, 16)) if is_png else ""
         raise BadImage(f"too large: {size}at most {MAX_PIXELS} are decoded ({_one_line(error)})") from error
     except _DAMAGE as error:
         if raw.startswith(png.SIGNATURE) and len(plain := png.without_metadata(raw)) < len(raw):

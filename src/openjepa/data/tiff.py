@@ -16,7 +16,7 @@ from openjepa.data.levels import Alpha, Bands
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _INSTALL = "pip install 'openjepa[tiff]'"
-_LENGTH, _STRIPS, _ROWS, _TILE_WIDTH = 257, 273, 278, 322
+_LENGTH, _STRIPS, _ORIENTATION, _ROWS, _TILE_WIDTH = 257, 273, 274, 278, 322
 _BITS, _PHOTOMETRIC, _DESCRIPTION, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 258, 262, 270, 277, 284, 338, 339
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # sample formats
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _INKS, _LINEAR = 0, 1, 2, 3, 4, 5, 34892
@@ -73,7 +73,8 @@ def read_tiff(raw: bytes, channels: int, *, most_pixels: int, damage: tuple[type
         raise BadImage(f"a TIFF that Pillow cannot read: {_INSTALL}") from error
     try:
         with tifffile.TiffFile(io.BytesIO(raw)) as file:
-            return _bands(file.pages[0], _picture(file, channels, most_pixels))
+            page = file.pages[0]
+            return _bands(page, _upright(_picture(file, channels, most_pixels), page))
     except (*damage, tifffile.TiffFileError) as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         if "imagecodecs" in said:
@@ -97,6 +98,16 @@ def _picture(file: Any, channels: int, most_pixels: int) -> NDArray[Any]:
         raise BadImage(f"too large: a stack of {series.size} numbers")
     first_of_stacks = tuple(slice(None) if axis in (bands, "Y", "X") else 0 for axis in axes)
     return np.moveaxis(series.asarray()[first_of_stacks], 0, -1)
+
+
+def _upright(values: NDArray[Any], page: Any) -> NDArray[Any]:
+    """Numbers (H, W, n) with the first row on top and the first column on the left, as the page says they lie."""
+    turn = int(page.tags[_ORIENTATION].value) if _ORIENTATION in page.tags else 1
+    if turn in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        values = values[::-1]
+    return values[:, ::-1] if turn in (2, 3, 6, 7) else values
 
 
 def _by_pixel(values: NDArray[Any], axes: str) -> NDArray[Any]:
